@@ -1,0 +1,32 @@
+"""LLaVA, rebuilt: a large language-and-vision assistant.
+
+import llava
+model = llava.load("llava-smol")
+text = model.chat([llava.Message.user("What is this?", llava.Image("cat.png"))])
+"""
+
+from typing import TYPE_CHECKING
+
+from llava.chat.messages import Image, Message
+from llava.errors import LlavaError
+
+if TYPE_CHECKING:
+    from llava.assistant import Assistant
+    from llava.fetch import Progress
+
+__all__ = ["Image", "LlavaError", "Message", "load"]
+__version__ = "0.1.0"
+
+
+def load(name: str, progress: "Progress | None" = None) -> "Assistant":
+    """Load a model by embedded name or folder, ready to chat; see `llava.assistant.Assistant`.
+
+    progress: called with (what, bytes so far, bytes in all) while parts are fetched.
+    Raises LlavaError for an unknown name or a damaged model.
+    """
+    from llava.assistant import Assistant  # torch is imported only when a model is wanted
+    from llava.checkpoints.native import load_native
+    from llava.fetch import quiet
+    from llava.registry import model_folder
+
+    return Assistant(load_native(model_folder(name), progress or quiet))

@@ -1,0 +1,79 @@
+"""The native layout: a folder with what was trained, and a `config.json` that names the base parts it stands on.
+
+config.json             LlavaConfig
+projector.safetensors   the projector
+adapter/                a LoRA of the decoder, in PEFT's layout   } one of them, or neither where the
+llm.safetensors         the whole decoder                         } decoder was left as it is
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from llava.checkpoints.adapters import merge_adapter
+from llava.checkpoints.files import load_strict, read_safetensors, write_safetensors
+from llava.checkpoints.gguf import GgufLlm, open_gguf
+from llava.config import LlavaConfig, load_config
+from llava.errors import LlavaError
+from llava.fetch import Progress, quiet, resolve
+from llava.files import write_text
+from llava.models.llava import LlavaModel
+from llava.processor import Processor
+
+CONFIG, PROJECTOR, LLM, ADAPTER = "config.json", "projector.safetensors", "llm.safetensors", "adapter"
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model on the CPU in float32, its processor, and the open base LLM."""
+
+    model: LlavaModel
+    processor: Processor
+    base: GgufLlm
+
+
+def load_native(folder: Path, progress: Progress = quiet) -> Loaded:
+    """Load a folder of the native layout, fetching the base parts where they are missing. Raises LlavaError."""
+    config = load_config(folder / CONFIG)
+    loaded = load_base(config, progress, with_llm=not (folder / LLM).exists())
+    model = loaded.model
+    load_strict(model.projector, read_safetensors(folder / PROJECTOR), folder / PROJECTOR)
+    if (folder / LLM).exists():
+        load_strict(model.llm, read_safetensors(folder / LLM), folder / LLM)
+    if (folder / ADAPTER).exists():
+        merge_adapter(model.llm, folder / ADAPTER)
+    return loaded
+
+
+def load_base(config: LlavaConfig, progress: Progress = quiet, with_llm: bool = True) -> Loaded:
+    """The pre-trained parts that `config` names, with a freshly initialised projector. Raises LlavaError."""
+    with torch.device("meta"):
+        model = LlavaModel(config)
+    vision = resolve(config.base.vision, progress)
+    load_strict(model.vision, model.vision.state_dict_from(vision), vision)
+    base = open_gguf(resolve(config.base.llm, progress))
+    if base.config != config.llm:
+        raise LlavaError(f"{base.path}: its configuration is not the one in config.json: {base.config!r}")
+    if with_llm:
+        load_strict(model.llm, dict(base.tensors()), base.path)
+    model.projector.to_empty(device="cpu")
+    for module in model.projector.modules():
+        if isinstance(module, nn.Linear):
+            module.reset_parameters()
+    return Loaded(model.requires_grad_(False).eval(), build_processor(config, base, model.vision.num_tokens), base)
+
+
+def build_processor(config: LlavaConfig, base: GgufLlm, tokens_per_image: int) -> Processor:
+    """The processor of a model with this config."""
+    return Processor(
+        base.tokenizer, config.image, tokens_per_image, config.template, config.system, config.images_first
+    )
+
+
+def save_native(folder: Path, config: LlavaConfig, projector: Mapping[str, Tensor]) -> None:
+    """Write `config.json` and the projector into an existing folder."""
+    write_safetensors(folder / PROJECTOR, projector)
+    write_text(folder / CONFIG, config.model_dump_json(indent=2, exclude_none=True) + "\n")

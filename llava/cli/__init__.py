@@ -1,0 +1,36 @@
+"""The command line: `llava chat | train | eval | inspect`. One file a command; heavy imports happen inside them."""
+
+import sys
+
+import typer
+
+from llava.cli import chat, evaluate, inspect, train
+from llava.errors import LlavaError
+
+app = typer.Typer(
+    name="llava",
+    help="LLaVA: talk about images, train, evaluate and inspect language-and-vision assistants.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+app.command("chat", help=chat.HELP)(chat.run)
+app.command("train", help=train.HELP)(train.run)
+app.command("eval", help=evaluate.HELP)(evaluate.run)
+app.command("inspect", help=inspect.HELP)(inspect.run)
+
+
+def main() -> None:
+    """Run the command line. A user's mistake ends with one line on stderr and status 2; Ctrl-C with status 130."""
+    try:
+        app()
+    except LlavaError as error:
+        sys.stderr.write(f"llava: error: {error}\n")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.stderr.write("\nllava: interrupted\n")
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(141)

@@ -1,0 +1,122 @@
+"""`llava chat`: ask a question about images, or talk."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from llava.chat.messages import Image, Message
+from llava.errors import LlavaError
+
+if TYPE_CHECKING:
+    from llava.assistant import Assistant
+    from llava.engine.sampling import Sampling
+
+HELP = """Talk with a model about images.
+
+With `--prompt`, answers it first. Where there is a terminal, the conversation then goes on; the model keeps the
+images in mind. In it, `/image FILE` adds an image to the next message, `/reset` begins anew, `/quit` ends.
+
+Examples:
+
+    llava chat llava-smol --image shape.png --prompt "what color is the shape?"
+
+    llava chat runs/llava-smol-finetune
+"""
+
+
+def run(
+    model: Annotated[str, typer.Argument(help="An embedded name (llava-smol) or a folder.")] = "llava-smol",
+    image: Annotated[list[Path] | None, typer.Option(help="An image; may be given several times.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="A first question.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="The longest answer, in tokens.")] = 512,
+    temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Sample from the likeliest tokens that make up this probability.")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="Sample from this many tokens; 0 is all.")] = 0,
+    seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
+) -> None:
+    """See HELP."""
+    interactive = sys.stdin.isatty() and sys.stdout.isatty()
+    if prompt is None and not interactive:
+        raise LlavaError("no --prompt given, and no terminal to ask for one")
+    pictures = [Image(path) for path in image or []]
+    for picture in pictures:
+        picture.open()  # a wrong file is told before a model is loaded
+
+    import llava
+    from llava.cli.progress import bars
+    from llava.engine.sampling import Sampling
+
+    sampling = Sampling(max_new_tokens, temperature, top_p, top_k, seed)
+    with bars() as progress:
+        assistant = llava.load(model, progress.bytes)
+    conversation: list[Message] = []
+    if prompt is not None:
+        if interactive:
+            typer.echo(f"> {prompt}")
+        conversation.append(Message.user(*pictures, prompt))
+        conversation.append(_answer(assistant, conversation, sampling))
+        pictures = []
+    if interactive:
+        _converse(assistant, conversation, pictures, sampling)
+
+
+def _answer(assistant: "Assistant", conversation: list[Message], sampling: "Sampling") -> Message:
+    """Print the answer as it comes, and return it. Ctrl-C ends it early."""
+    text = ""
+    stream = assistant.stream(
+        conversation,
+        max_new_tokens=sampling.max_new_tokens,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        seed=sampling.seed,
+    )
+    try:
+        for delta in stream:
+            text += delta
+            typer.echo(delta, nl=False)
+    except KeyboardInterrupt:
+        if not (sys.stdin.isatty() and text):
+            raise
+    typer.echo()
+    return Message.assistant(text.strip())
+
+
+def _converse(assistant: "Assistant", turns: list[Message], pictures: list[Image], sampling: "Sampling") -> None:
+    """Read from the terminal until it ends. A mistake is told, and the conversation goes on."""
+    import contextlib
+
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401  line editing and history for `input`
+
+    typer.echo("Ask on, or: /image FILE, /reset, /quit", err=True)
+    while True:
+        try:
+            line = input("> ").strip()
+        except (EOFError, KeyboardInterrupt):
+            typer.echo()
+            return
+        if line in ("/quit", "/exit"):
+            return
+        if line == "/reset":
+            turns, pictures = [], []
+        elif line.startswith("/image"):
+            try:
+                picture = Image(Path(line.removeprefix("/image").strip()).expanduser())
+                picture.open()
+                pictures.append(picture)
+            except LlavaError as error:
+                typer.echo(f"error: {error}", err=True)
+        elif line.startswith("/"):
+            typer.echo("error: commands are /image FILE, /reset and /quit", err=True)
+        elif line:
+            asked = [*turns, Message.user(*pictures, line)]
+            try:
+                turns = [*asked, _answer(assistant, asked, sampling)]
+                pictures = []
+            except KeyboardInterrupt:
+                typer.echo("(interrupted)", err=True)
+            except LlavaError as error:
+                typer.echo(f"error: {error}", err=True)

@@ -1,0 +1,89 @@
+"""`llava eval`: measure a model on a benchmark."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from llava.errors import LlavaError
+
+if TYPE_CHECKING:
+    from llava.eval.runner import Score
+
+HELP = """Measure a model on a benchmark.
+
+Writes `summary.json` and every answer (`answers.jsonl`) into the output folder. Interrupted, the same command goes on.
+
+Examples:
+
+    llava eval easy-vqa --model llava-smol
+
+    llava eval easy-vqa --model llava-smol --shuffle-images --limit 1000 --output runs/control
+"""
+BENCHMARKS = ("easy-vqa",)
+
+
+def run(
+    benchmark: Annotated[str, typer.Argument(help=f"One of: {', '.join(BENCHMARKS)}.")],
+    model: Annotated[str, typer.Option(help="An embedded name or a folder.")] = "llava-smol",
+    limit: Annotated[int | None, typer.Option(min=1, help="Ask only this many questions, spread over all.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Default: runs/eval/BENCHMARK-MODEL.")] = None,
+    shuffle_images: Annotated[
+        bool, typer.Option("--shuffle-images", help="Control: each question is asked about another image.")
+    ] = False,
+    restart: Annotated[bool, typer.Option("--restart", help="Forget earlier answers in the output folder.")] = False,
+) -> None:
+    """See HELP."""
+    if benchmark not in BENCHMARKS:
+        raise LlavaError(f"unknown benchmark '{benchmark}'; choose one of: {', '.join(BENCHMARKS)}")
+    from llava.registry import model_folder
+
+    folder = model_folder(model)
+
+    import llava
+    from llava.cli.progress import bars
+    from llava.eval import runner
+    from llava.eval.benchmarks import easy_vqa
+
+    suffix = "-shuffled" if shuffle_images else ""
+    where = output or Path("runs/eval") / f"{benchmark}-{folder.name}{suffix}{f'-{limit}' if limit else ''}"
+    settings = {
+        "benchmark": benchmark,
+        "model": model,
+        "fingerprint": runner.fingerprint(folder),
+        "limit": limit,
+        "shuffle_images": shuffle_images,
+    }
+    if restart:
+        (where / runner.SETTINGS).unlink(missing_ok=True)
+    with bars() as progress:
+        questions = easy_vqa.load_questions("test", progress.bytes)
+        if shuffle_images:
+            questions = easy_vqa.shuffle_images(questions)
+        assistant = llava.load(model, progress.bytes)
+        answers = runner.evaluate(
+            assistant,
+            easy_vqa.every(questions, limit),
+            settings,
+            where,
+            lambda done, total, right: progress.items("answering", done, total, f"{right / done:.1%} right"),
+        )
+    table = runner.scores(answers)
+    runner.write_summary(where, settings, table)
+    _show(f"{benchmark}, {model}" + (", shuffled images" if shuffle_images else ""), table)
+    typer.echo(f"{where / runner.SUMMARY}")
+
+
+def _show(title: str, table: dict[str, "Score"]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = Table(title=title)
+    shown.add_column("question type")
+    for name in ("accuracy", "± standard error", "correct", "questions"):
+        shown.add_column(name, justify="right")
+    for kind, score in table.items():
+        if kind == "all":
+            shown.add_section()
+        shown.add_row(kind, f"{score.accuracy:.2%}", f"{score.error:.2%}", str(score.correct), str(score.questions))
+    Console().print(shown)

@@ -1,0 +1,92 @@
+"""`llava inspect`: what a model is made of, and what exactly it is given."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from llava.chat.messages import Image, Message
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from llava.assistant import Assistant
+
+HELP = """Show a model's parts, parameters and memory; with a prompt, the exact text, ids and image tokens it is given.
+
+Examples:
+
+    llava inspect llava-smol
+
+    llava inspect llava-smol --image shape.png --prompt "what shape is this?"
+"""
+
+
+def run(
+    model: Annotated[str, typer.Argument(help="An embedded name or a folder.")],
+    image: Annotated[list[Path] | None, typer.Option(help="An image; may be given several times.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="A question.")] = None,
+) -> None:
+    """See HELP."""
+    pictures = [Image(path) for path in image or []]
+    for picture in pictures:
+        picture.open()
+
+    from rich.console import Console
+
+    import llava
+    from llava.cli.progress import bars
+
+    with bars() as progress:
+        assistant = llava.load(model, progress.bytes)
+    console = Console(soft_wrap=True, highlight=False)
+    _show_parts(console, model, assistant)
+    if prompt is not None or pictures:
+        _show_prompt(console, assistant, [Message.user(*pictures, *([prompt] if prompt else []))])
+
+
+def _show_parts(console: "Console", name: str, assistant: "Assistant") -> None:
+    from rich.table import Table
+
+    config, model = assistant.model.config, assistant.model
+    parts = {
+        "vision encoder": (model.vision, f"{config.vision.type}, from {config.base.vision}"),
+        "projector": (model.projector, config.projector),
+        "LLM": (
+            model.llm,
+            f"{config.llm.num_layers} layers, width {config.llm.hidden_size}, context {config.llm.max_positions}, "
+            f"from {config.base.llm}",
+        ),
+    }
+    table = Table(title=name)
+    for column in ("part", "what", "parameters", "memory"):
+        table.add_column(column, justify="right" if column in ("parameters", "memory") else "left")
+    total_parameters = total_bytes = 0
+    for part, (module, what) in parts.items():
+        parameters = list(module.parameters())
+        count, size = sum(p.numel() for p in parameters), sum(p.numel() * p.element_size() for p in parameters)
+        total_parameters, total_bytes = total_parameters + count, total_bytes + size
+        table.add_row(part, what, f"{count:,}", f"{size / 1e6:.1f} MB")
+    table.add_section()
+    table.add_row("all", "", f"{total_parameters:,}", f"{total_bytes / 1e6:.1f} MB")
+    console.print(table)
+    llm = config.llm
+    cache = 2 * llm.num_layers * llm.num_kv_heads * llm.head_dim * 4
+    console.print(f"template: {config.template}, system text: {assistant.processor.system_text()!r}", markup=False)
+    console.print(f"image: {config.image.size} px, {config.image.aspect}; KV cache: {cache / 1e3:.1f} kB a token")
+
+
+def _show_prompt(console: "Console", assistant: "Assistant", messages: list[Message]) -> None:
+    from llava.chat.templates import ImageSlot
+
+    prompt = assistant.processor.prompt(messages)
+    segments = assistant.processor.segments(messages)
+    text = "".join("<image>" if isinstance(segment, ImageSlot) else segment.text for segment in segments)
+    console.print("\nrendered text:", style="bold")
+    console.print(text, markup=False)
+    for span in prompt.spans:
+        width, height = span.image.size()
+        name = str(span.image.source)
+        console.print(f"\nimage {name}: {width}x{height}, {span.length} tokens at {span.start}", markup=False)
+    console.print(f"\n{len(prompt.ids)} ids:", style="bold")
+    console.print(" ".join(map(str, prompt.ids)), markup=False)

@@ -1,0 +1,145 @@
+"""What a model is: nested, frozen configurations, stored as `config.json` of the native layout.
+
+An unknown key is an error: nothing is guessed and nothing is dropped.
+"""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from llava.errors import LlavaError
+
+
+class Strict(BaseModel):
+    """Frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class DecoderConfig(Strict):
+    """A LLaMA-shaped decoder (Touvron et al. 2023; grouped-query attention: Ainslie et al. 2023)."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rope_theta: float
+    norm_eps: float
+    max_positions: int
+    tie_embeddings: bool
+
+
+class ClipVisionConfig(Strict):
+    """CLIP's vision transformer (Radford et al. 2021), read out at one hidden layer as LLaVA does."""
+
+    type: Literal["clip_vit"] = "clip_vit"
+    image_size: int = 336
+    patch_size: int = 14
+    hidden_size: int = 1024
+    intermediate_size: int = 4096
+    num_layers: int = 24
+    num_heads: int = 16
+    activation: Literal["quick_gelu", "gelu"] = "quick_gelu"  # OpenAI's weights use quick_gelu
+    norm_eps: float = 1e-5
+    feature_layer: int = -2  # index into the hidden states; -1 is the last one, before the post-layernorm
+    feature_select: Literal["patch", "cls_patch"] = "patch"  # "patch" drops the CLS token
+
+
+class EfficientNetLiteConfig(Strict):
+    """EfficientNet-Lite0, read out as a grid of the outputs of several of its seven stages."""
+
+    type: Literal["efficientnet_lite0"] = "efficientnet_lite0"
+    image_size: int = 224
+    stages: tuple[Annotated[int, Field(ge=1, le=7)], ...] = (3, 5, 7)
+    grid: int = 4  # features are average-pooled to grid x grid tokens
+
+
+VisionConfig = Annotated[ClipVisionConfig | EfficientNetLiteConfig, Field(discriminator="type")]
+
+
+class ImageConfig(Strict):
+    """How a picture becomes the square of pixels that the vision encoder takes.
+
+    aspect: `pad` to a square with the mean colour (LLaVA 1.5), `crop` the centre (CLIP), or `squash`.
+    mean, std: per channel, for pixels scaled to 0..1.
+    """
+
+    size: int
+    aspect: Literal["pad", "crop", "squash"] = "pad"
+    mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)  # CLIP's
+    std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+
+
+class BaseParts(Strict):
+    """Where the pre-trained parts come from: a name in `llava.registry.PARTS`, or a path.
+
+    llm: a GGUF file. vision: a weight file of the encoder, as its authors publish it.
+    """
+
+    llm: str
+    vision: str
+
+
+class LlavaConfig(Strict):
+    """A whole model: vision encoder, projector, decoder, and how it is spoken to."""
+
+    layout: Literal["llava-native-1"] = "llava-native-1"
+    llm: DecoderConfig
+    vision: VisionConfig
+    image: ImageConfig
+    projector: str  # `linear` or `mlpNx_gelu`
+    template: str  # a name in llava.chat.templates
+    system: str | None = None  # replaces the template's system text; "" leaves it out
+    images_first: bool = False  # move the images of a turn before its text, as LLaVA's training data has them
+    base: BaseParts
+
+
+T = TypeVar("T", bound=BaseModel)
+
+
+def validate(kind: type[T], values: Any, where: str) -> T:
+    """Build a `kind` from plain values. Raises LlavaError that names each wrong key and where it stands."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise LlavaError(f"{where}: {_explain(error, kind)}") from None
+
+
+def load_config(path: Path) -> LlavaConfig:
+    """Read `config.json`. Raises LlavaError when it is missing, not JSON, or not valid."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise LlavaError(f"{path}: cannot be read ({error.strerror}); a model folder needs a config.json") from None
+    except ValueError as error:
+        raise LlavaError(f"{path}: is not valid JSON ({error})") from None
+    return validate(LlavaConfig, values, str(path))
+
+
+def _explain(error: ValidationError, kind: type[BaseModel]) -> str:
+    lines = []
+    for item in error.errors():
+        key = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            known = ", ".join(_known_keys(kind, item["loc"][:-1]))
+            lines.append(f"unknown key '{key}'" + (f" (known here: {known})" if known else ""))
+        elif item["type"] == "missing":
+            lines.append(f"key '{key}' is missing")
+        else:
+            lines.append(f"key '{key}': {item['msg']}, found {item['input']!r}")
+    return "; ".join(lines)
+
+
+def _known_keys(kind: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    """The field names of the model at `location` below `kind`, as far as plain nesting leads."""
+    for part in location:
+        field = kind.model_fields.get(str(part))
+        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+            return []
+        kind = field.annotation
+    return list(kind.model_fields)

@@ -1,0 +1,68 @@
+"""easy-VQA (Victor Zhou 2019): questions about one coloured shape in a 64 x 64 picture; 13 answers.
+
+A predictor that sees only the question gets 67.0% on the test split, hence the control with shuffled images.
+"""
+
+import json
+import random
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from llava.errors import LlavaError
+from llava.fetch import Progress, quiet, resolve
+
+SHAPES = ("circle", "rectangle", "triangle")
+COLOURS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
+KINDS = ("shape", "colour", "yes/no shape", "yes/no colour")  # the rows of the result table
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question, its answer, its kind (one of KINDS), and the picture it is about."""
+
+    text: str
+    answer: str
+    kind: str
+    image: Path
+
+
+def load_questions(split: Literal["train", "test"], progress: Progress = quiet) -> list[Question]:
+    """All questions of a split, fetched once; those of one picture stand together. Raises LlavaError."""
+    folder = resolve("easy-vqa", progress) / split
+    try:
+        rows = json.loads((folder / "questions.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise LlavaError(f"{folder}: damaged copy of easy-VQA ({error}); delete the folder and try again") from None
+    questions = [
+        Question(text, answer, _kind(text, answer), folder / "images" / f"{image}.png") for text, answer, image in rows
+    ]
+    return sorted(questions, key=lambda question: int(question.image.stem))
+
+
+def _kind(text: str, answer: str) -> str:
+    if answer in SHAPES:
+        return "shape"
+    if answer in COLOURS:
+        return "colour"
+    return "yes/no shape" if any(shape in text for shape in SHAPES) else "yes/no colour"
+
+
+def is_correct(answer: str, expected: str) -> bool:
+    """Exact match, but for case and a full stop at the end."""
+    return answer.strip().rstrip(".").lower() == expected
+
+
+def every(questions: list[Question], limit: int | None) -> list[tuple[int, Question]]:
+    """The questions with their indices; with a limit, that many, spread evenly over all."""
+    count = len(questions) if limit is None else min(limit, len(questions))
+    chosen = [i * len(questions) // count for i in range(count)]
+    return [(i, questions[i]) for i in chosen]
+
+
+def shuffle_images(questions: list[Question], seed: int = 0) -> list[Question]:
+    """Show each question another picture: all of one picture's get the same one, and no picture stays."""
+    images = list(dict.fromkeys(question.image for question in questions))
+    random.Random(seed).shuffle(images)
+    other = dict(zip(images, images[1:] + images[:1], strict=True))
+    return [replace(question, image=other[question.image]) for question in questions]

@@ -1,0 +1,139 @@
+"""Run a model over a benchmark's questions: batched, resumable, every answer on disk as soon as it is there."""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from llava.assistant import Assistant
+from llava.chat.messages import Image, Message
+from llava.errors import LlavaError
+from llava.eval.benchmarks.easy_vqa import Question, is_correct
+from llava.files import os_errors, write_text
+
+ANSWERS, SETTINGS, SUMMARY = "answers.jsonl", "settings.json", "summary.json"
+_MAX_NEW_TOKENS = 16
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answered question. image: the picture that was shown, which with shuffled images is not the question's."""
+
+    index: int
+    question: str
+    image: str
+    expected: str
+    answer: str
+    kind: str
+    correct: bool
+
+
+@dataclass(frozen=True)
+class Score:
+    """Right answers of a number of questions. error: one standard error of the accuracy."""
+
+    correct: int
+    questions: int
+
+    @property
+    def accuracy(self) -> float:
+        return self.correct / self.questions
+
+    @property
+    def error(self) -> float:
+        return math.sqrt(self.accuracy * (1 - self.accuracy) / self.questions)
+
+
+def fingerprint(folder: Path) -> str:
+    """A hash of the files that make a model what it is: a resumed run must not mix two models."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.suffix in (".json", ".safetensors") and path.is_file():
+            digest.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def evaluate(
+    assistant: Assistant,
+    questions: Sequence[tuple[int, Question]],
+    settings: dict[str, Any],
+    output: Path,
+    on_answer: Callable[[int, int, int], None] | None = None,
+) -> list[Answer]:
+    """Answer what is not answered yet under `output`; return all answers. Questions are (index, Question) pairs.
+
+    settings: what the result depends on; answers made with other settings are not mixed in.
+    on_answer: hears of (answered, all, correct). Raises LlavaError.
+    """
+    with os_errors(f"use the output folder {output}"):
+        output.mkdir(parents=True, exist_ok=True)
+        answers = _resume(output, settings)
+        done = {answer.index for answer in answers}
+        left = [(index, question) for index, question in questions if index not in done]
+        with (output / ANSWERS).open("a", encoding="utf-8") as file:
+            for batch in _batches(left):
+                texts = assistant.chat_batch(
+                    [[Message.user(Image(question.image), question.text)] for _, question in batch],
+                    max_new_tokens=_MAX_NEW_TOKENS,
+                )
+                for (index, question), text in zip(batch, texts, strict=True):
+                    right = is_correct(text, question.answer)
+                    image = question.image.stem
+                    answer = Answer(index, question.text, image, question.answer, text, question.kind, right)
+                    answers.append(answer)
+                    file.write(json.dumps(asdict(answer)) + "\n")
+                file.flush()
+                if on_answer:
+                    on_answer(len(answers), len(questions), sum(answer.correct for answer in answers))
+    return answers
+
+
+def scores(answers: Sequence[Answer]) -> dict[str, Score]:
+    """The score of each kind of question, then of all."""
+    kinds = sorted({answer.kind for answer in answers})
+    table = {kind: [answer.correct for answer in answers if answer.kind == kind] for kind in kinds}
+    table["all"] = [answer.correct for answer in answers]
+    return {kind: Score(sum(correct), len(correct)) for kind, correct in table.items()}
+
+
+def write_summary(output: Path, settings: dict[str, Any], table: dict[str, Score]) -> None:
+    """Write `summary.json`."""
+    results = {
+        kind: {"accuracy": s.accuracy, "standard_error": s.error, "correct": s.correct, "questions": s.questions}
+        for kind, s in table.items()
+    }
+    write_text(output / SUMMARY, json.dumps({**settings, "results": results}, indent=1) + "\n")
+
+
+def _batches(questions: Sequence[tuple[int, Question]]) -> Iterator[list[tuple[int, Question]]]:
+    """The questions of one picture together: what they share is computed once."""
+    for _, group in groupby(questions, key=lambda pair: pair[1].image):
+        yield list(group)
+
+
+def _resume(output: Path, settings: dict[str, Any]) -> list[Answer]:
+    path = output / SETTINGS
+    if not path.exists():
+        write_text(path, json.dumps(settings, indent=1) + "\n")
+        (output / ANSWERS).unlink(missing_ok=True)
+        return []
+    try:
+        earlier = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        earlier = None
+    if earlier != settings:
+        raise LlavaError(f"{output}: holds answers of another run; choose another --output, or give --restart")
+    answers: dict[int, Answer] = {}
+    file = output / ANSWERS
+    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
+        try:
+            answer = Answer(**json.loads(line))
+        except (ValueError, TypeError):
+            break  # cut short by an interruption
+        answers[answer.index] = answer
+    write_text(file, "".join(json.dumps(asdict(answer)) + "\n" for answer in answers.values()))
+    return list(answers.values())

@@ -1,0 +1,142 @@
+"""Pictures: opened with limits, and turned into the pixels that a vision encoder takes."""
+
+import io
+import math
+import warnings
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+import torch
+from torch import Tensor
+
+from llava.config import ImageConfig
+from llava.errors import LlavaError
+
+MAX_BYTES = 64 << 20  # of a file
+MAX_PIXELS = 64_000_000  # once decoded: 256 MB at most
+# What cameras, screens and the web produce. Pillow's other decoders are a surface of attack without use.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+_ORIENTATION = 0x0112  # EXIF; 5 to 8 mean: on its side
+_THINNEST = 200  # the longest edge over the shortest that is resized whole
+
+Source = str | Path | bytes | PIL.Image.Image
+
+
+def open_image(source: Source) -> PIL.Image.Image:
+    """Open a picture, check its limits before decoding, turn it upright, and convert it to RGB.
+
+    Transparent parts become white. Raises LlavaError when it is missing, corrupt, too large or of another format.
+    """
+    name, picture = _identify(source)
+    try:
+        upright = PIL.ImageOps.exif_transpose(picture)
+        if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
+            layer = upright.convert("RGBA")
+            upright = PIL.Image.new("RGBA", layer.size, "white")
+            upright.alpha_composite(layer)
+        return upright.convert("RGB")
+    except (OSError, ValueError, SyntaxError, EOFError, MemoryError) as error:
+        raise LlavaError(f"{name}: corrupt or truncated image ({error})") from None
+
+
+def image_size(source: Source) -> tuple[int, int]:
+    """Width and height of a picture once upright, from its header. Raises LlavaError as `open_image` does."""
+    name, picture = _identify(source)
+    try:
+        turned = picture.getexif().get(_ORIENTATION, 1) >= 5
+    except (OSError, ValueError, SyntaxError, TypeError) as error:
+        raise LlavaError(f"{name}: corrupt image ({error})") from None
+    return (picture.height, picture.width) if turned else picture.size
+
+
+def _identify(source: Source) -> tuple[str, PIL.Image.Image]:
+    """A name for messages, and the picture with its limits checked but not yet decoded."""
+    if isinstance(source, PIL.Image.Image):
+        _check_pixels("the image", source)
+        return "the image", source
+    name = "the image" if isinstance(source, bytes) else str(source)
+    data = source if isinstance(source, bytes) else _read(Path(source))
+    if len(data) > MAX_BYTES:
+        raise LlavaError(f"{name}: over {MAX_BYTES >> 20} MB, the limit for an image file")
+    return name, _parse(name, data)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        if not path.is_file():
+            raise LlavaError(f"{path}: image not found" if not path.exists() else f"{path}: not a file")
+        with path.open("rb") as file:
+            return file.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:
+        raise LlavaError(f"{path}: cannot be read ({error})") from None
+
+
+def _parse(name: str, data: bytes) -> PIL.Image.Image:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)  # our own limit is stricter
+            picture = PIL.Image.open(io.BytesIO(data), formats=FORMATS)
+    except PIL.Image.DecompressionBombError:
+        raise LlavaError(f"{name}: too many pixels, the limit is {MAX_PIXELS}") from None
+    except (OSError, ValueError, SyntaxError, EOFError) as error:
+        kinds = ", ".join(FORMATS)
+        reason = "" if isinstance(error, PIL.UnidentifiedImageError) else f" ({error})"
+        raise LlavaError(f"{name}: not a readable image{reason}; expected one of {kinds}") from None
+    _check_pixels(name, picture)
+    return picture
+
+
+def _check_pixels(name: str, picture: PIL.Image.Image) -> None:
+    width, height = picture.size
+    if width * height > MAX_PIXELS:
+        raise LlavaError(f"{name}: {width}x{height} is too many pixels, the limit is {MAX_PIXELS}")
+    if width * height == 0:
+        raise LlavaError(f"{name}: has no pixels ({width}x{height})")
+
+
+def pixels_of(picture: PIL.Image.Image, config: ImageConfig) -> Tensor:
+    """An RGB picture to normalised pixels (3, size, size), float32.
+
+    Equal to the original's `process_images` with CLIP's processor: PIL's bicubic on uint8, then scale and normalise.
+    Source: haotian-liu/LLaVA llava/mm_utils.py.
+    """
+    if config.aspect == "pad":
+        picture = _pad_to_square(picture, config.mean)
+    if config.aspect == "squash":
+        picture = picture.resize((config.size, config.size), PIL.Image.Resampling.BICUBIC)
+    else:
+        picture = _resize_and_crop(picture, config.size)
+    array = (np.asarray(picture) * (1 / 255)).astype(np.float32)  # (size, size, 3)
+    mean, std = np.array(config.mean, np.float32), np.array(config.std, np.float32)
+    return torch.from_numpy(((array - mean) / std).transpose(2, 0, 1).copy())
+
+
+def _pad_to_square(picture: PIL.Image.Image, mean: tuple[float, float, float]) -> PIL.Image.Image:
+    width, height = picture.size
+    if width == height:
+        return picture
+    if max(width, height) ** 2 > MAX_PIXELS:  # a thin picture must not grow into a huge square: the one deviation
+        side = math.isqrt(MAX_PIXELS)
+        picture = PIL.ImageOps.contain(picture, (side, side), PIL.Image.Resampling.BICUBIC)
+        width, height = picture.size
+    side = max(width, height)
+    colour = tuple(int(value * 255) for value in mean)
+    square = PIL.Image.new("RGB", (side, side), colour)
+    square.paste(picture, ((side - width) // 2, (side - height) // 2))
+    return square
+
+
+def _resize_and_crop(picture: PIL.Image.Image, size: int) -> PIL.Image.Image:
+    """The shortest edge becomes `size`, then the centre is cut out."""
+    if max(picture.size) > _THINNEST * min(picture.size):  # would grow huge; only the centre is kept anyway
+        side = _THINNEST * min(picture.size)
+        picture = PIL.ImageOps.fit(picture, (min(picture.width, side), min(picture.height, side)))
+    width, height = picture.size
+    short, long = min(width, height), max(width, height)
+    long = int(size * long / short)
+    new = (size, long) if width <= height else (long, size)
+    picture = picture.resize(new, PIL.Image.Resampling.BICUBIC)
+    left, top = (new[0] - size) // 2, (new[1] - size) // 2
+    return picture.crop((left, top, left + size, top + size))

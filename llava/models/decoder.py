@@ -1,0 +1,124 @@
+"""A LLaMA-shaped decoder: Llama, Vicuna, Yi, SmolLM. Parameter names are Hugging Face's.
+
+It maps embeddings to hidden states; `logits` is a separate step, so that callers compute it only where needed.
+Oracle: transformers' `LlamaForCausalLM` (tests/models/test_decoder.py).
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from llava.config import DecoderConfig
+from llava.models.cache import KVCache
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with rotary positions."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.num_heads, self.num_kv_heads, self.head_dim = config.num_heads, config.num_kv_heads, config.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, config.num_heads * config.head_dim, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, config.num_kv_heads * config.head_dim, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, config.num_kv_heads * config.head_dim, bias=False)
+        self.o_proj = nn.Linear(config.num_heads * config.head_dim, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], cache: KVCache | None, layer: int) -> Tensor:
+        B, T, _ = x.shape
+        q = self.q_proj(x).view(B, T, self.num_heads, self.head_dim).transpose(1, 2)  # (B, H, T, Dh)
+        k = self.k_proj(x).view(B, T, self.num_kv_heads, self.head_dim).transpose(1, 2)  # (B, Hkv, T, Dh)
+        v = self.v_proj(x).view(B, T, self.num_kv_heads, self.head_dim).transpose(1, 2)
+        q, k = _rotate(q, *rope), _rotate(k, *rope)
+        mask = None
+        if cache is not None:
+            k, v = cache.write(layer, k, v)  # (B, Hkv, S, Dh)
+            mask = cache.mask
+        if T == 1:  # one query: the heads of a group become the rows of one small matrix
+            groups = q.view(B, self.num_kv_heads, -1, self.head_dim)
+            y = F.scaled_dot_product_attention(groups, k, v, attn_mask=mask).view(B, 1, -1)
+        else:
+            repeat = self.num_heads // self.num_kv_heads
+            k, v = (t.repeat_interleave(repeat, dim=1) if repeat > 1 else t for t in (k, v))
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+            y = y.transpose(1, 2).reshape(B, T, -1)
+        out: Tensor = self.o_proj(y)
+        return out
+
+
+class MLP(nn.Module):
+    """SwiGLU (Shazeer 2020)."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return out
+
+
+class Block(nn.Module):
+    """Pre-norm attention and MLP, each with its residual."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], cache: KVCache | None, layer: int) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rope, cache, layer)
+        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        return out
+
+
+class Decoder(nn.Module):
+    """Embeddings in, hidden states out; `lm_head` shares the embedding's weight where the config ties them."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
+        self.lm_head = None if config.tie_embeddings else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    def forward(self, x: Tensor, cache: KVCache | None = None, positions: Tensor | None = None) -> Tensor:
+        """Run all blocks.
+
+        x: embeddings (B, T, D). positions: (T,) shared by the rows or (B, T); without them 0..T-1.
+        Without a cache each token attends to itself and those before it. With one, keys and values are written to
+        the slots that `positions` name, and each token attends to all slots up to its own.
+        Returns normalised hidden states (B, T, D).
+        """
+        if positions is None:
+            positions = torch.arange(x.shape[1], device=x.device)
+        if cache is not None:
+            cache.begin(positions)
+        rope = rope_tables(positions, self.config.head_dim, self.config.rope_theta, x.dtype)
+        for layer, block in enumerate(self.layers):
+            x = block(x, rope, cache, layer)
+        out: Tensor = self.norm(x)
+        return out
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Hidden states (..., D) to scores over the vocabulary (..., V)."""
+        head = self.embed_tokens if self.lm_head is None else self.lm_head
+        return F.linear(hidden, head.weight)
+
+
+def rope_tables(positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (1 or B, 1, T, Dh) of rotary positions (Su et al. 2021), halves concatenated as in HF."""
+    exponents = torch.arange(0, head_dim, 2, device=positions.device).float() / head_dim
+    angles = positions.float()[..., None] * (1.0 / theta**exponents)  # (T, Dh/2) or (B, T, Dh/2)
+    angles = torch.cat((angles, angles), dim=-1)
+    angles = angles[None, None] if positions.dim() == 1 else angles[:, None]
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-second, first), dim=-1) * sin

@@ -1,0 +1,122 @@
+"""EfficientNet-Lite0 (Tan & Le 2019; Lite: no squeeze-and-excitation, ReLU6, stem and head unscaled).
+
+Read out at the linear bottlenecks that end chosen stages: they are dense, where features after ReLU6 are mostly zero.
+Convolutions pad as TensorFlow does (more on the right and bottom).
+Oracle: the package `efficientnet_lite_pytorch`, whose parameter names the weight file has.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from llava.config import EfficientNetLiteConfig
+
+# stage: (blocks, kernel, stride of the first block, expansion, channels)
+_STAGES = (
+    (1, 3, 1, 1, 16),
+    (2, 3, 2, 6, 24),
+    (2, 5, 2, 6, 40),
+    (3, 3, 2, 6, 80),
+    (3, 5, 1, 6, 112),
+    (4, 5, 2, 6, 192),
+    (1, 3, 1, 6, 320),
+)
+_STEM = 32
+
+
+class _Conv(nn.Module):
+    """Convolution with TensorFlow's `SAME` padding, then batch norm with stored statistics."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> None:
+        super().__init__()
+        self.kernel, self.stride = kernel, stride
+        self.conv = nn.Conv2d(inputs, outputs, kernel, stride, groups=groups, bias=False)
+        self.norm = nn.BatchNorm2d(outputs, eps=1e-3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pads = [max((-(-n // self.stride) - 1) * self.stride + self.kernel - n, 0) for n in (x.shape[3], x.shape[2])]
+        if any(pads):
+            x = F.pad(x, [side for pad in pads for side in (pad // 2, pad - pad // 2)])
+        x = self.conv(x)
+        # Always the stored statistics: the encoder is frozen, whatever mode the model around it is in.
+        mean, var = self.norm.running_mean, self.norm.running_var
+        out: Tensor = F.batch_norm(x, mean, var, self.norm.weight, self.norm.bias, eps=self.norm.eps)
+        return out
+
+
+class _Block(nn.Module):
+    """Inverted residual (Sandler et al. 2018): expand, depthwise, project; added to its input where shapes allow."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int) -> None:
+        super().__init__()
+        wide = inputs * expansion
+        self.expand = _Conv(inputs, wide) if expansion > 1 else None
+        self.depthwise = _Conv(wide, wide, kernel, stride, groups=wide)
+        self.project = _Conv(wide, outputs)
+        self.residual = stride == 1 and inputs == outputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = F.relu6(self.expand(x)) if self.expand is not None else x
+        y = self.project(F.relu6(self.depthwise(y)))
+        return x + y if self.residual else y
+
+
+class EfficientNetLite(nn.Module):
+    """Pixels (N, 3, size, size) to features (N, grid * grid, sum of the stages' channels)."""
+
+    def __init__(self, config: EfficientNetLiteConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.num_tokens = config.grid**2
+        self.feature_size = sum(_STAGES[stage - 1][4] for stage in config.stages)
+        self.stem = _Conv(3, _STEM, kernel=3, stride=2)
+        self.stages = nn.ModuleList()
+        inputs = _STEM
+        for blocks, kernel, stride, expansion, channels in _STAGES[: max(config.stages)]:
+            self.stages.append(
+                nn.Sequential(
+                    *(
+                        _Block(inputs if i == 0 else channels, channels, kernel, stride if i == 0 else 1, expansion)
+                        for i in range(blocks)
+                    )
+                )
+            )
+            inputs = channels
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        maps = self.stage_maps(pixels)
+        pooled = [F.adaptive_avg_pool2d(maps[stage - 1], self.config.grid) for stage in self.config.stages]
+        return torch.cat(pooled, dim=1).flatten(2).transpose(1, 2)
+
+    def stage_maps(self, pixels: Tensor) -> list[Tensor]:
+        """The output of each stage that is built, as (N, channels, height, width)."""
+        pixels = pixels.contiguous(memory_format=torch.channels_last)  # twice as fast on a CPU
+        x, maps = F.relu6(self.stem(pixels)), []
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x)
+        return maps
+
+    def state_dict_from(self, path: Path) -> dict[str, Tensor]:
+        """Read the published weight file: blocks are numbered through, and batch norms named by their order."""
+        from llava.checkpoints.files import read_torch
+
+        published = read_torch(path)
+        tensors: dict[str, Tensor] = {}
+
+        def take(ours: str, conv: str, norm: str) -> None:
+            tensors[f"{ours}.conv.weight"] = published[f"{conv}.weight"]
+            for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
+                tensors[f"{ours}.norm.{name}"] = published[f"{norm}.{name}"]
+
+        take("stem", "_conv_stem", "_bn0")
+        names = [f"stages.{s}.{b}" for s, stage in enumerate(_STAGES) for b in range(stage[0])]
+        for index, name in enumerate(names[: sum(stage[0] for stage in _STAGES[: len(self.stages)])]):
+            source = f"_blocks.{index}"
+            if index > 0:  # the first block does not expand
+                take(f"{name}.expand", f"{source}._expand_conv", f"{source}._bn0")
+            take(f"{name}.depthwise", f"{source}._depthwise_conv", f"{source}._bn1")
+            take(f"{name}.project", f"{source}._project_conv", f"{source}._bn2")
+        return tensors

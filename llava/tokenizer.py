@@ -1,0 +1,146 @@
+"""Text to ids with the place of each token in the text, and back. Two kinds: BPE and SentencePiece.
+
+A special token written in the text (`<|im_end|>`, `</s>`) becomes that token, as in the reference implementations.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers
+
+from llava.errors import LlavaError
+
+Encoding = tuple[list[int], list[int]]  # ids, and for each the index of its first character in the text
+
+
+class Tokenizer(Protocol):
+    """What the processor and the engine need of a tokenizer."""
+
+    @property
+    def bos_id(self) -> int | None:
+        """Put before the first token of a prompt, where the model was trained so."""
+        ...
+
+    @property
+    def eos_id(self) -> int:
+        """Ends an answer."""
+        ...
+
+    def encode(self, text: str) -> Encoding:
+        """Ids of a text and the character at which each begins. Adds no token of its own."""
+        ...
+
+    def decode(self, ids: Sequence[int], keep_special: bool = False) -> str:
+        """The text of ids. Bytes that are not whole characters become U+FFFD."""
+        ...
+
+
+@dataclass(frozen=True)
+class BpeTokenizer:
+    """A byte-level BPE of the `tokenizers` library."""
+
+    backend: tokenizers.Tokenizer
+    bos_id: int | None
+    eos_id: int
+
+    def encode(self, text: str) -> Encoding:
+        encoding = self.backend.encode(text, add_special_tokens=False)
+        return encoding.ids, [start for start, _ in encoding.offsets]
+
+    def decode(self, ids: Sequence[int], keep_special: bool = False) -> str:
+        return self.backend.decode(list(ids), skip_special_tokens=not keep_special)
+
+
+def bpe_tokenizer(
+    vocab: dict[str, int],
+    merges: list[tuple[str, str]],
+    special: list[str],
+    split_digits: bool,
+    bos_id: int | None,
+    eos_id: int,
+) -> BpeTokenizer:
+    """GPT-2's byte-level BPE; `split_digits` makes every digit a token of its own, as SmolLM does."""
+    backend = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=merges))
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    steps = [pre_tokenizers.Digits(individual_digits=True), byte_level] if split_digits else [byte_level]
+    backend.pre_tokenizer = pre_tokenizers.Sequence(steps)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([tokenizers.AddedToken(token, normalized=False, special=True) for token in special])
+    return BpeTokenizer(backend, bos_id, eos_id)
+
+
+class SentencePieceTokenizer:
+    """LLaMA's SentencePiece, equal to Hugging Face's slow `LlamaTokenizer` in both of its behaviours.
+
+    legacy=True: SentencePiece adds its prefix space after every special token in the text.
+    legacy=False: only at the start of the text. (huggingface/transformers pull request 24565)
+    """
+
+    def __init__(self, path: Path, legacy: bool = True) -> None:
+        import sentencepiece
+        from google.protobuf.message import DecodeError
+        from sentencepiece import sentencepiece_model_pb2
+
+        self._model = sentencepiece.SentencePieceProcessor()
+        self._legacy = legacy
+        proto = sentencepiece_model_pb2.ModelProto()
+        try:
+            proto.ParseFromString(path.read_bytes())
+            proto.normalizer_spec.add_dummy_prefix = legacy
+            self._model.LoadFromSerializedProto(proto.SerializeToString())
+        except (OSError, RuntimeError, DecodeError) as error:
+            raise LlavaError(f"{path}: not a SentencePiece model ({error})") from None
+        self.bos_id: int | None = self._model.bos_id()
+        self.eos_id: int = self._model.eos_id()
+        ids = (self._model.unk_id(), self._model.bos_id(), self._model.eos_id())
+        self._special = {self._model.id_to_piece(i): i for i in ids if i >= 0}
+
+    def encode(self, text: str) -> Encoding:
+        ids: list[int] = []
+        starts: list[int] = []
+        prefix = 0 if self._legacy else 1  # a space that SentencePiece would have added, at the start of the text
+        if prefix:
+            text = " " + text
+        for start, end, special in _split_special(text, self._special):
+            if special is not None:
+                if not self._legacy and text[:start] == " " and start == 1:
+                    ids, starts = [], []  # a text that begins with a special token gets no prefix space
+                ids.append(special)
+                starts.append(max(start - prefix, 0))
+            else:
+                pieces = self._model.encode(text[start:end], out_type="offset_mapping")
+                ids += pieces["ids"]
+                starts += [max(start + begin - prefix, 0) for begin, _ in pieces["offsets"]]
+        return ids, starts
+
+    def decode(self, ids: Sequence[int], keep_special: bool = False) -> str:
+        names = {token: name for name, token in self._special.items()}
+        text, plain = "", []
+        for token in ids:
+            if token not in names:
+                plain.append(token)
+            elif keep_special:
+                text += self._model.decode(plain) + names[token]
+                plain = []
+        return text + str(self._model.decode(plain))
+
+
+def _split_special(text: str, special: dict[str, int]) -> list[tuple[int, int, int | None]]:
+    """Cut a text at special tokens: (start, end, its id or None), in order, without empty pieces."""
+    pieces: list[tuple[int, int, int | None]] = []
+    start = position = 0
+    while position < len(text):
+        hit = next((token for token in special if text.startswith(token, position)), None)
+        if hit is None:
+            position += 1
+            continue
+        if start < position:
+            pieces.append((start, position, None))
+        pieces.append((position, position + len(hit), special[hit]))
+        start = position = position + len(hit)
+    if start < len(text):
+        pieces.append((start, len(text), None))
+    return pieces

@@ -1,0 +1,64 @@
+"""Features of a frozen vision encoder, kept on disk: computed once, exact, read by page as they are used."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llava.chat.messages import Image
+from llava.files import atomic_path
+from llava.models.llava import LlavaModel
+from llava.processor import Processor
+
+_BATCH = 4  # larger ones outgrow the processor's cache and are slower
+
+
+@dataclass(frozen=True)
+class FeatureCache:
+    """Features (N, T, Dv) of N pictures, in a memory-mapped file."""
+
+    data: np.ndarray
+    rows: dict[Path, int]
+
+    def get(self, paths: Sequence[Path]) -> Tensor:
+        """Features (len(paths), T, Dv), float32."""
+        return torch.from_numpy(self.data[[self.rows[path] for path in paths]])
+
+
+def build_cache(
+    model: LlavaModel,
+    processor: Processor,
+    paths: Sequence[Path],
+    folder: Path,
+    on_image: Callable[[int, int], None] | None = None,
+) -> FeatureCache:
+    """Open the cache of these pictures for this encoder, or compute it. Raises LlavaError for a bad picture.
+
+    The file's name covers the encoder's weights, the preprocessing, and each picture's path, size and date.
+    """
+    digest = hashlib.sha256(model.config.vision.model_dump_json().encode() + processor.image.model_dump_json().encode())
+    for tensor in model.vision.state_dict().values():
+        digest.update(tensor.contiguous().cpu().numpy().tobytes())
+    for path in paths:
+        status = path.stat()
+        digest.update(f"{path.resolve()} {status.st_size} {status.st_mtime_ns}\n".encode())
+    file = folder / f"features-{digest.hexdigest()[:24]}.npy"
+    if not file.exists():
+        shape = (len(paths), model.vision.num_tokens, model.vision.feature_size)
+        with atomic_path(file) as temporary:
+            data = np.lib.format.open_memmap(  # type: ignore[no-untyped-call]
+                temporary, mode="w+", dtype=np.float32, shape=shape
+            )
+            for start in range(0, len(paths), _BATCH):
+                pixels = processor.pixels([Image(path) for path in paths[start : start + _BATCH]])
+                with torch.inference_mode():
+                    data[start : start + _BATCH] = model.vision(pixels.to(model.device)).cpu().numpy()
+                if on_image:
+                    on_image(min(start + _BATCH, len(paths)), len(paths))
+            data.flush()
+            del data
+    return FeatureCache(np.load(file, mmap_mode="r", allow_pickle=False), {path: i for i, path in enumerate(paths)})

@@ -1,0 +1,211 @@
+"""The training loop. One process; what is computed here stays the same when sharding is applied from outside."""
+
+import itertools
+import json
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from llava.chat.messages import Image
+from llava.checkpoints.native import Loaded
+from llava.errors import LlavaError
+from llava.files import os_errors, write_text
+from llava.models.llava import LlavaModel
+from llava.processor import IGNORE
+from llava.train.data import Batch, Dataset, collate, endless_batches, measure
+from llava.train.features import FeatureCache, build_cache
+from llava.train.log import Log, StepLog
+from llava.train.recipe import Recipe
+from llava.train.stages import load_model, parameter_groups, prepare, save_trained
+from llava.train.state import (
+    FINISHED,
+    Progress,
+    discard_checkpoints,
+    discard_run,
+    load_checkpoint,
+    save_checkpoint,
+    trainable,
+)
+
+
+class Watcher(Protocol):
+    """Hears of a run as it goes; the command line draws progress bars from it."""
+
+    def fetching(self, what: str, done: int, total: int) -> None: ...
+    def preparing(self, what: str, done: int, total: int) -> None: ...
+    def stepped(self, log: StepLog) -> None: ...
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run made ready: model with trainable parts, measured data, feature cache."""
+
+    recipe: Recipe
+    loaded: Loaded
+    data: Dataset
+    cache: FeatureCache | None
+
+    @property
+    def model(self) -> LlavaModel:
+        return self.loaded.model
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps in all."""
+        batches = math.ceil(len(self.data.samples) / self.recipe.batch_size)
+        steps = max(1, math.ceil(self.recipe.epochs * batches / self.recipe.accumulation))
+        return min(steps, self.recipe.max_steps or steps)
+
+    def batch(self, indices: list[int]) -> Batch:
+        """The samples with these indices, padded; those whose pictures turn out corrupt are left out and counted."""
+        prompts, visual = [], []
+        for index in indices:
+            prompt = self.data.prompt(self.data.samples[index])
+            try:
+                visual.append(self._visual([span.image for span in prompt.spans]))
+            except LlavaError:
+                continue
+            prompts.append(prompt)
+        return collate(prompts, torch.cat(visual) if visual else torch.empty(0), len(indices) - len(prompts))
+
+    def _visual(self, images: list[Image]) -> Tensor:
+        if self.cache is not None:
+            return self.cache.get([Path(str(image.source)) for image in images])
+        return self.data.processor.pixels(images)
+
+
+def set_up(recipe: Recipe, watcher: Watcher) -> Run:
+    """Load the model, check the data, cache the features. Raises LlavaError."""
+    loaded = load_model(recipe, watcher.fetching)
+    processor = loaded.processor
+    if recipe.stage == "align":
+        processor = processor.with_template("plain")
+    data = measure(
+        recipe.data,
+        processor,
+        recipe.max_tokens,
+        decode=recipe.cache_features,
+        on_row=lambda n, of: watcher.preparing("checking data", n, of),
+    )
+    cache = None
+    if recipe.cache_features and (paths := data.image_paths()):
+        cache = build_cache(
+            loaded.model,
+            processor,
+            paths,
+            recipe.output / "cache",
+            lambda n, of: watcher.preparing("encoding images", n, of),
+        )
+    prepare(loaded.model, recipe)
+    return Run(recipe, loaded, data, cache)
+
+
+def loss_sum(model: LlavaModel, batch: Batch, cached: bool) -> Tensor:
+    """Cross-entropy summed over the batch's supervised tokens; logits are computed there only."""
+    features = batch.visual
+    if len(features) == 0:
+        features = features.new_empty(0, model.vision.num_tokens, model.vision.feature_size)
+    elif not cached:
+        with torch.no_grad():
+            features = model.vision(features)
+    image_tokens = model.projector(features).flatten(0, 1)  # (N, D)
+    hidden = model(batch.ids, image_tokens)  # (B, T, D)
+    targets = batch.labels[:, 1:]
+    supervised = targets != IGNORE
+    logits = model.llm.logits(hidden[:, :-1][supervised])  # (supervised tokens, V): never (B, T, V)
+    return F.cross_entropy(logits.float(), targets[supervised], reduction="sum")
+
+
+def rate_at(step: int, steps: int, warmup_ratio: float) -> float:
+    """The learning rate at a step, as a fraction of its peak: linear warm-up, then cosine to zero."""
+    warmup = math.ceil(steps * warmup_ratio)
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def train(recipe: Recipe, watcher: Watcher, restart: bool = False) -> Path:
+    """Run a recipe to its end, from its newest checkpoint where there is one. Returns the output folder.
+
+    Killed at any moment, it loses nothing but the steps since the last checkpoint, and goes on exactly as it would
+    have. Raises LlavaError.
+    """
+    if restart:
+        discard_run(recipe.output)
+    elif (recipe.output / FINISHED).exists():
+        raise LlavaError(f"{recipe.output}: holds a finished run; choose another output, or --restart to begin anew")
+    with os_errors(f"write to the output folder {recipe.output}"):
+        recipe.output.mkdir(parents=True, exist_ok=True)
+    run = set_up(recipe, watcher)
+    model = run.model
+    optimizer = torch.optim.AdamW(parameter_groups(model, recipe), lr=recipe.learning_rate)
+    progress = Progress(json.loads(recipe.model_dump_json()))
+    progress = load_checkpoint(recipe.output, model, optimizer, progress)
+    log = Log(recipe.output, progress.step)
+    batches = _load(run, progress.batches)
+    while progress.step < run.steps:
+        began = time.monotonic()
+        scale = rate_at(progress.step, run.steps, recipe.warmup_ratio)
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * scale
+        taken = list(itertools.islice(batches, recipe.accumulation))
+        progress.corrupt += sum(batch.corrupt for batch in taken)
+        if progress.corrupt > recipe.data.max_dropped * len(run.data.rows):
+            raise LlavaError(
+                f"{progress.corrupt} samples had corrupt images; mend the data or raise data.max_dropped "
+                f"(now {recipe.data.max_dropped})"
+            )
+        supervised = max(1, sum(batch.supervised for batch in taken))
+        total = 0.0
+        for batch in taken:
+            if batch.supervised == 0:
+                continue
+            loss = loss_sum(model, batch, run.cache is not None) / supervised
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.item()
+        norm = torch.nn.utils.clip_grad_norm_(list(trainable(model).values()), recipe.max_grad_norm)
+        if not math.isfinite(total) or not math.isfinite(norm.item()):
+            raise LlavaError(f"step {progress.step + 1}: loss {total}, gradient norm {norm}; lower learning_rate")
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        seconds, tokens = time.monotonic() - began, sum(batch.ids.numel() for batch in taken)
+        progress.step += 1
+        progress.batches += recipe.accumulation
+        progress.tokens += tokens
+        progress.seconds += seconds
+        entry = StepLog(
+            progress.step, run.steps, total, recipe.learning_rate * scale, norm.item(), tokens / max(seconds, 1e-9)
+        )
+        log.add(entry)
+        watcher.stepped(entry)
+        if progress.step % recipe.checkpoint_every == 0 and progress.step < run.steps:
+            save_checkpoint(recipe.output, model, optimizer, progress)
+            log.draw()
+    save_trained(recipe.output, model, recipe)
+    write_text(recipe.output / FINISHED, json.dumps(asdict(progress), indent=1) + "\n")
+    log.draw()
+    discard_checkpoints(recipe.output)
+    log.close()
+    return recipe.output
+
+
+def _load(run: Run, skip: int) -> Iterator[Batch]:
+    """Batches from epoch after epoch, made in `recipe.workers` processes beside this one."""
+    order = endless_batches(run.data.samples, run.recipe.batch_size, run.recipe.seed, skip)
+    if run.recipe.workers == 0:
+        return (run.batch(indices) for indices in order)
+    loader: torch.utils.data.DataLoader[Any] = torch.utils.data.DataLoader(
+        range(len(run.data.samples)),  # type: ignore[arg-type]
+        batch_sampler=order,
+        collate_fn=run.batch,
+        num_workers=run.recipe.workers,
+        generator=torch.Generator(),  # of its own: the loop's random state must not depend on it
+    )
+    return iter(loader)

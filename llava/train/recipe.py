@@ -1,0 +1,115 @@
+"""A training recipe: everything that a run depends on, as one YAML file, with overrides from the command line."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from llava.config import ImageConfig, Strict, VisionConfig, validate
+from llava.errors import LlavaError
+
+
+class NewModel(Strict):
+    """A model to be put together from pre-trained parts, with a fresh projector. See LlavaConfig for the fields."""
+
+    llm: str
+    vision: str
+    encoder: VisionConfig
+    image: ImageConfig
+    projector: str = "mlp2x_gelu"
+    template: str
+    system: str | None = None
+    images_first: bool = True
+
+
+class DataConfig(Strict):
+    """LLaVA's JSON: a list of rows with `id`, `image` and `conversations`.
+
+    max_dropped: the fraction of rows that may be unusable (no image, too long, ...) before the run stops.
+    """
+
+    path: Path
+    images: Path
+    max_dropped: float = Field(default=0.01, ge=0, le=1)
+
+
+class Lora(Strict):
+    """LoRA on every linear layer of the decoder (Hu et al. 2021)."""
+
+    rank: PositiveInt = 16
+    alpha: PositiveFloat = 32
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+
+
+class Recipe(Strict):
+    """One stage of training.
+
+    stage: `align` trains the projector alone, with the `plain` template; `finetune` the projector and the LLM.
+    model: the output folder of an earlier stage, or the parts of a new model.
+    lora: for `finetune`; without it the whole LLM is trained.
+    batch_size: samples a forward pass; a step takes `accumulation` of them.
+    learning_rate: of the LLM, and of the projector unless that has its own. Cosine to zero after linear warm-up.
+    cache_features: keep the frozen encoder's features on disk, where no augmentation changes the pictures. Exact.
+    """
+
+    stage: Literal["align", "finetune"]
+    output: Path
+    model: NewModel | Path
+    data: DataConfig
+    lora: Lora | None = None
+    epochs: PositiveFloat = 1
+    max_steps: PositiveInt | None = None
+    batch_size: PositiveInt = 16
+    accumulation: PositiveInt = 1
+    max_tokens: PositiveInt = 2048
+    learning_rate: PositiveFloat
+    projector_learning_rate: PositiveFloat | None = None
+    weight_decay: NonNegativeFloat = 0.0
+    warmup_ratio: float = Field(default=0.03, ge=0, lt=1)
+    max_grad_norm: PositiveFloat = 1.0
+    seed: NonNegativeInt = 0
+    checkpoint_every: PositiveInt = 100
+    cache_features: bool = True
+    workers: NonNegativeInt = 0
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Recipe":
+        if self.stage == "align" and self.lora is not None:
+            raise ValueError("stage align trains the projector alone; remove 'lora' or choose stage finetune")
+        return self
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a YAML recipe and apply `key=value` overrides (`data.path=x.json`, `lora=null`).
+
+    Raises LlavaError for a missing file, invalid YAML, an unknown key or a wrong value.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise LlavaError(f"{path}: recipe cannot be read ({error.strerror})") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise LlavaError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(values, dict):
+        raise LlavaError(f"{path}: expected keys and values, found {type(values).__name__}")
+    for override in overrides:
+        _apply(values, override)
+    return validate(Recipe, values, str(path))
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise LlavaError(f"override '{override}' is not of the form key=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = text
+    *parents, last = key.split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+        if not isinstance(values, dict):
+            raise LlavaError(f"override '{override}': '{parent}' holds no keys")
+    values[last] = value

@@ -1,0 +1,117 @@
+"""The stages of training: what is trained in each, at which rate, and what each leaves behind.
+
+Source: Liu et al. 2023, section 4.2 (stage 1: feature alignment; stage 2: end-to-end fine-tuning).
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from llava.checkpoints.files import write_safetensors
+from llava.checkpoints.gguf import open_gguf
+from llava.checkpoints.native import ADAPTER, LLM, Loaded, load_base, load_native, save_native
+from llava.config import BaseParts, LlavaConfig
+from llava.errors import LlavaError
+from llava.fetch import Progress, resolve
+from llava.models.llava import LlavaModel
+from llava.registry import model_folder
+from llava.train.recipe import Lora, NewModel, Recipe
+
+
+def load_model(recipe: Recipe, progress: Progress) -> Loaded:
+    """The model that a recipe starts from, with everything frozen. Raises LlavaError."""
+    if isinstance(recipe.model, Path):
+        return load_native(model_folder(str(recipe.model)), progress)
+    return load_base(_config_of(recipe.model, progress), progress)
+
+
+def _config_of(new: NewModel, progress: Progress) -> LlavaConfig:
+    return LlavaConfig(
+        llm=open_gguf(resolve(new.llm, progress)).config,
+        vision=new.encoder,
+        image=new.image,
+        projector=new.projector,
+        template=new.template,
+        system=new.system,
+        images_first=new.images_first,
+        base=BaseParts(llm=new.llm, vision=new.vision),
+    )
+
+
+def prepare(model: LlavaModel, recipe: Recipe) -> None:
+    """Unfreeze what the stage trains, and add LoRA where the recipe asks for it. Seeds the random state."""
+    torch.manual_seed(recipe.seed)
+    if not isinstance(recipe.model, Path):
+        for module in model.projector.modules():
+            if isinstance(module, nn.Linear):
+                module.reset_parameters()
+    model.projector.requires_grad_(True)
+    if recipe.stage == "finetune":
+        if recipe.lora is None:
+            model.llm.requires_grad_(True)
+        else:
+            _add_lora(model, recipe.lora)
+    model.train()
+    model.vision.eval()
+
+
+def _add_lora(model: LlavaModel, lora: Lora) -> None:
+    try:
+        import peft
+    except ImportError:
+        raise LlavaError("LoRA needs the package peft: pip install 'llava[train]'") from None
+    # By full path: a name suffix such as q_proj would match the vision tower's layers too.
+    targets = [
+        name for name, module in model.llm.layers.named_modules(prefix="layers") if isinstance(module, nn.Linear)
+    ]
+    config = peft.LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets)
+    peft.inject_adapter_in_model(config, model.llm)
+
+
+def parameter_groups(model: LlavaModel, recipe: Recipe) -> list[dict[str, Any]]:
+    """The optimizer's groups: the projector may have a rate of its own; biases and norms never decay."""
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        in_projector = name.startswith("projector.")
+        rate = (recipe.projector_learning_rate if in_projector else None) or recipe.learning_rate
+        decay = recipe.weight_decay if parameter.dim() > 1 else 0.0
+        groups.setdefault((rate, decay), []).append(parameter)
+    return [
+        {"params": parameters, "lr": rate, "initial_lr": rate, "weight_decay": decay}
+        for (rate, decay), parameters in groups.items()
+    ]
+
+
+def save_trained(output: Path, model: LlavaModel, recipe: Recipe) -> None:
+    """Write what was trained in the native layout: the next stage, chat and evaluation load it from there."""
+    if recipe.lora is not None:
+        _save_adapter(output / ADAPTER, model, recipe.lora)
+    elif recipe.stage == "finetune":
+        write_safetensors(output / LLM, model.llm.state_dict())
+    save_native(output, model.config, model.projector.state_dict())
+
+
+def _save_adapter(folder: Path, model: LlavaModel, lora: Lora) -> None:
+    import json
+
+    import peft
+
+    from llava.files import write_text
+
+    tensors = {f"base_model.model.{k}": v for k, v in peft.get_peft_model_state_dict(model.llm).items()}
+    write_safetensors(folder / "adapter_model.safetensors", tensors)
+    config = {
+        "peft_type": "LORA",
+        "base_model_name_or_path": model.config.base.llm,
+        "r": lora.rank,
+        "lora_alpha": lora.alpha,
+        "lora_dropout": lora.dropout,
+        "target_modules": sorted({key.split(".lora_")[0].removeprefix("base_model.model.") for key in tensors}),
+        "bias": "none",
+        "inference_mode": True,
+    }
+    write_text(folder / "adapter_config.json", json.dumps(config, indent=1) + "\n")

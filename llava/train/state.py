@@ -1,0 +1,100 @@
+"""Checkpoints of a run: everything that an exact resume needs, written whole or not at all.
+
+A checkpoint is a folder `checkpoints/step-N` with `trainable.safetensors`, `optimizer.pt` (read with `weights_only`)
+and `state.json`. The newest two are kept.
+"""
+
+import json
+import re
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from llava.checkpoints.files import read_safetensors, write_safetensors
+from llava.errors import LlavaError
+from llava.files import atomic_folder, write_text
+
+_KEEP = 2
+FINISHED = "run.json"  # in the output folder of a run that came to its end
+
+
+@dataclass
+class Progress:
+    """Where a run stands. recipe: what it was started with; a resume with another recipe is refused."""
+
+    recipe: dict[str, Any]
+    step: int = 0
+    batches: int = 0  # batches taken from the data so far
+    tokens: int = 0
+    seconds: float = 0.0
+    corrupt: int = 0  # samples left out because a picture could not be decoded
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that are trained, by name."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def save_checkpoint(output: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
+    """Write a checkpoint, then delete older ones."""
+    folder = output / "checkpoints"
+    with atomic_folder(folder / f"step-{progress.step:08d}") as temporary:
+        write_safetensors(temporary / "trainable.safetensors", trainable(model))
+        random = {"cpu": torch.get_rng_state()}
+        torch.save({"optimizer": optimizer.state_dict(), "random": random}, temporary / "optimizer.pt")
+        write_text(temporary / "state.json", json.dumps(asdict(progress), indent=1))
+    for old in _checkpoints(output)[:-_KEEP]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def load_checkpoint(output: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> Progress:
+    """Restore the newest checkpoint under `output`; `progress` as given where there is none.
+
+    Raises LlavaError when it was made with another recipe, or is damaged.
+    """
+    found = _checkpoints(output)
+    if not found:
+        return progress
+    folder = found[-1]
+    try:
+        saved = Progress(**json.loads((folder / "state.json").read_text(encoding="utf-8")))
+        state = torch.load(folder / "optimizer.pt", weights_only=True)
+    except (OSError, ValueError, TypeError, RuntimeError) as error:
+        raise LlavaError(f"{folder}: damaged checkpoint ({error}); delete it to go on from the one before") from None
+    changed = [key for key in progress.recipe if progress.recipe[key] != saved.recipe.get(key)]
+    if changed:
+        raise LlavaError(
+            f"{output}: holds a run with another recipe (changed: {', '.join(changed)}); "
+            "choose another output, or --restart to begin anew"
+        )
+    parameters, tensors = trainable(model), read_safetensors(folder / "trainable.safetensors")
+    if parameters.keys() != tensors.keys():
+        raise LlavaError(f"{folder}: holds other trainable parameters than the recipe has")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors[name])
+    optimizer.load_state_dict(state["optimizer"])
+    torch.set_rng_state(state["random"]["cpu"])
+    return saved
+
+
+def discard_checkpoints(output: Path) -> None:
+    """Delete the checkpoints under `output`."""
+    shutil.rmtree(output / "checkpoints", ignore_errors=True)
+
+
+def discard_run(output: Path) -> None:
+    """Forget an earlier run under `output`, finished or not; cached features stay."""
+    discard_checkpoints(output)
+    for name in (FINISHED, "log.jsonl"):
+        (output / name).unlink(missing_ok=True)
+    shutil.rmtree(output / "tensorboard", ignore_errors=True)
+
+
+def _checkpoints(output: Path) -> list[Path]:
+    folder = output / "checkpoints"
+    return sorted(path for path in folder.glob("step-*") if re.fullmatch(r"step-\d{8}", path.name))
