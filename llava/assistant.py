@@ -84,7 +84,7 @@ class Assistant:
         def pixels() -> Tensor:
             return self.processor.pixels([span.image])
 
-        return RequestImage(span.image.content_hash(), span.start, span.length, pixels)
+        return RequestImage(span.image.digest, span.start, span.length, pixels)
 
     def _stream(self, messages: Sequence[Message], sampling: Sampling, stop: Sequence[str]) -> Iterator[str]:
         text = TextStream(self.processor.tokenizer, [self._stop_text, *stop])

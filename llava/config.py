@@ -4,8 +4,9 @@ An unknown key is an error: nothing is guessed and nothing is dropped.
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -124,22 +125,42 @@ def load_config(path: Path) -> LlavaConfig:
 def _explain(error: ValidationError, kind: type[BaseModel]) -> str:
     lines = []
     for item in error.errors():
-        key = ".".join(str(part) for part in item["loc"])
         if item["type"] == "extra_forbidden":
-            known = ", ".join(_known_keys(kind, item["loc"][:-1]))
-            lines.append(f"unknown key '{key}'" + (f" (known here: {known})" if known else ""))
-        elif item["type"] == "missing":
+            *place, last = item["loc"]
+            keys, kinds = _follow(kind, place)
+            known = ", ".join(name for found in kinds for name in found.model_fields)
+            lines.append(f"unknown key '{'.'.join([*keys, str(last)])}' (known here: {known})")
+            continue
+        keys, _ = _follow(kind, item["loc"])
+        key, value = ".".join(keys), item["input"]
+        if item["type"] == "missing":
             lines.append(f"key '{key}' is missing")
         else:
-            lines.append(f"key '{key}': {item['msg']}, found {item['input']!r}")
+            found = type(value).__name__ if isinstance(value, dict | list) else repr(value)
+            lines.append((f"key '{key}': " if key else "") + f"{item['msg']}, found {found}")
     return "; ".join(lines)
 
 
-def _known_keys(kind: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
-    """The field names of the model at `location` below `kind`, as far as plain nesting leads."""
-    for part in location:
-        field = kind.model_fields.get(str(part))
-        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
-            return []
-        kind = field.annotation
-    return list(kind.model_fields)
+def _follow(kind: type[BaseModel], location: Sequence[int | str]) -> tuple[list[str], list[type[BaseModel]]]:
+    """The keys along `location`, without pydantic's names for the members of a union, and the models at its end."""
+    keys, kinds = [], [kind]
+    for part in map(str, location):
+        fields = [found.model_fields[part] for found in kinds if part in found.model_fields]
+        if fields or not kinds:
+            keys.append(part)
+            kinds = [model for field in fields for model in _models(field.annotation)]
+        else:
+            kinds = [found for found in kinds if part in _member_names(found)] or kinds
+    return keys, kinds
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    """The models that a type names: itself, or the members of a union."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for argument in get_args(annotation) for model in _models(argument)]
+
+
+def _member_names(kind: type[BaseModel]) -> set[str]:
+    """What pydantic calls a model inside a union: the value of its field `type`, or the class's name."""
+    return {kind.__name__, *(str(field.default) for name, field in kind.model_fields.items() if name == "type")}

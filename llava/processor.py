@@ -41,7 +41,7 @@ class Prompt:
         """One value a token: equal prefixes of keys mean equal inputs, pictures included."""
         keys: list[Hashable] = list(self.ids)
         for span in self.spans:
-            digest = span.image.content_hash()
+            digest = span.image.digest
             keys[span.start : span.start + span.length] = [(digest, i) for i in range(span.length)]
         return keys
 

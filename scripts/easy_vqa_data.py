@@ -5,6 +5,12 @@
 writes align.json (a caption a picture, for stage 1), finetune.json (conversations of several turns, for stage 2) and
 images/. Captions are made from the answers to "what" questions only: yes/no questions may be negated. A picture whose
 questions leave its shape or its colour open is used in stage 2 alone.
+
+Three things keep a small model from learning yes/no questions soon. Three of four ask about something that is not there:
+a prior that is learned first and stays. Half of them are negated, so that "yes" says nothing about what is in the
+picture until negation is understood as well. And one answer in 25 tokens is a sparse signal. So a picture's
+conversation holds no more questions about what is absent than about what is present, and only half of the negated ones;
+and each picture has a second conversation that goes through a list: "red no, circle yes, teal no, ...".
 """
 
 import argparse
@@ -14,7 +20,7 @@ import shutil
 from collections import defaultdict
 from pathlib import Path
 
-from llava.eval.benchmarks.easy_vqa import Question, load_questions
+from llava.eval.benchmarks.easy_vqa import COLOURS, SHAPES, Question, load_questions
 from llava.files import atomic_folder
 
 CAPTIONS = (
@@ -25,6 +31,8 @@ CAPTIONS = (
     "The {shape} is {colour}.",
     "A picture of a {colour} {shape}.",
 )
+
+NEGATED = 0.5  # the fraction of negated questions that is kept
 
 
 def caption_row(image: Path, questions: list[Question], rng: random.Random) -> dict[str, object] | None:
@@ -37,22 +45,54 @@ def caption_row(image: Path, questions: list[Question], rng: random.Random) -> d
     return {"id": f"caption-{image.stem}", "image": image.name, "conversations": turns}
 
 
-def conversation_rows(
-    image: Path, questions: list[Question], turns: int, rng: random.Random
-) -> list[dict[str, object]]:
-    """The picture's questions in random order, in conversations of at most `turns` turns each."""
-    order = rng.sample(questions, len(questions))
-    rows: list[dict[str, object]] = []
-    for start in range(0, len(order), turns):
-        conversation = []
-        for index, question in enumerate(order[start : start + turns]):
-            prefix = "<image>\n" if index == 0 else ""
-            conversation += [
-                {"from": "human", "value": prefix + question.text},
-                {"from": "gpt", "value": question.answer},
-            ]
-        rows.append({"id": f"chat-{image.stem}-{start // turns}", "image": image.name, "conversations": conversation})
-    return rows
+def negated(question: Question) -> bool:
+    """Whether a question asks if something is not there."""
+    return " not " in question.text or " no " in question.text
+
+
+def asks_about_absent(question: Question) -> bool:
+    """Whether a yes/no question asks about a shape or colour that the picture does not have."""
+    return question.kind.startswith("yes/no") and (question.answer == "no") != negated(question)
+
+
+def balanced(questions: list[Question]) -> list[Question]:
+    """The questions, in their order, without the yes/no questions about absent things that are too many."""
+    left = max(1, sum(q.kind.startswith("yes/no") and not asks_about_absent(q) for q in questions))
+    kept = []
+    for question in questions:
+        if asks_about_absent(question):
+            left -= 1
+            if left < 0:
+                continue
+        kept.append(question)
+    return kept
+
+
+def list_row(image: Path, questions: list[Question], rng: random.Random) -> dict[str, object]:
+    """A row that says of what is known to be in the picture, and of as much that is not and one more, whether it is."""
+    present, absent = [], []
+    for kind, names in (("shape", SHAPES), ("colour", COLOURS)):
+        for answer in {question.answer for question in questions if question.kind == kind}:
+            present.append(answer)
+            absent += rng.sample([name for name in names if name != answer], 2 if kind == "colour" else 1)
+    names = rng.sample(present + absent, len(present + absent))
+    asked = f"<image>\nwhich of these are in the image? {', '.join(names)}"
+    answer = ", ".join(f"{name} {'yes' if name in present else 'no'}" for name in names)
+    turns = [{"from": "human", "value": asked}, {"from": "gpt", "value": answer}]
+    return {"id": f"list-{image.stem}", "image": image.name, "conversations": turns}
+
+
+def conversation_row(image: Path, questions: list[Question], turns: int, rng: random.Random) -> dict[str, object]:
+    """A conversation of at most `turns` of the picture's questions, in random order."""
+    order = balanced([q for q in rng.sample(questions, len(questions)) if not negated(q) or rng.random() < NEGATED])
+    conversation = []
+    for index, question in enumerate(order[:turns]):
+        prefix = "<image>\n" if index == 0 else ""
+        conversation += [
+            {"from": "human", "value": prefix + question.text},
+            {"from": "gpt", "value": question.answer},
+        ]
+    return {"id": f"chat-{image.stem}", "image": image.name, "conversations": conversation}
 
 
 def main() -> None:
@@ -67,14 +107,20 @@ def main() -> None:
     for question in load_questions("train"):
         by_image[question.image].append(question)
     captions = [row for image, questions in by_image.items() if (row := caption_row(image, questions, rng))]
-    chats = [row for image, asked in by_image.items() for row in conversation_rows(image, asked, options.turns, rng)]
+    chats = [conversation_row(image, asked, options.turns, rng) for image, asked in by_image.items()]
+    lists = [
+        list_row(image, asked, rng)
+        for image, asked in by_image.items()
+        if any(question.kind in ("shape", "colour") for question in asked)
+    ]
     with atomic_folder(options.folder) as folder:
         (folder / "images").mkdir()
         for image in by_image:
             shutil.copyfile(image, folder / "images" / image.name)
         (folder / "align.json").write_text(json.dumps(captions, indent=1))
-        (folder / "finetune.json").write_text(json.dumps(chats, indent=1))
-    print(f"{options.folder}: {len(captions)} captions, {len(chats)} conversations, {len(by_image)} images")
+        (folder / "finetune.json").write_text(json.dumps(chats + lists, indent=1))
+    counts = f"{len(captions)} captions, {len(chats)} conversations, {len(lists)} lists, {len(by_image)} images"
+    print(f"{options.folder}: {counts}")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -16,32 +17,34 @@ Role = Literal["system", "user", "assistant"]
 
 @dataclass(frozen=True)
 class Image:
-    """A picture: a path, the bytes of an image file, or a PIL image. It is opened when it is first needed."""
+    """A picture: a path, the bytes of an image file, or a PIL image. It is opened when it is first needed, once."""
 
     source: str | Path | bytes | PIL.Image.Image
-    _opened: list[PIL.Image.Image] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def open(self) -> PIL.Image.Image:
         """The picture in RGB, upright. Raises LlavaError when it is missing, corrupt or too large."""
-        if not self._opened:
-            from llava.media.images import open_image
+        return self._picture
 
-            self._opened.append(open_image(self.source))
-        return self._opened[0]
+    @cached_property
+    def _picture(self) -> PIL.Image.Image:
+        from llava.media.images import open_image
 
+        return open_image(self.source)
+
+    @property
     def size(self) -> tuple[int, int]:
         """Width and height, upright; reads no more than the header. Raises LlavaError as `open` does."""
-        if self._opened:
-            return self._opened[0].size
+        if "_picture" in self.__dict__:
+            return self._picture.size
         from llava.media.images import image_size
 
         return image_size(self.source)
 
-    def content_hash(self) -> str:
+    @cached_property
+    def digest(self) -> str:
         """Equal for equal pixels: covers mode, size and every pixel."""
-        picture = self.open()
-        digest = hashlib.sha256(f"{picture.mode} {picture.size}".encode())
-        digest.update(picture.tobytes())
+        digest = hashlib.sha256(f"{self.open().mode} {self.open().size}".encode())
+        digest.update(self.open().tobytes())
         return digest.hexdigest()
 
 

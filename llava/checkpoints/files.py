@@ -1,6 +1,8 @@
 """Weight files, read without ever unpickling code, and loaded strictly."""
 
 import pickle
+import struct
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +14,12 @@ from torch import Tensor, nn
 
 from llava.errors import LlavaError
 from llava.files import atomic_path
+
+# What `torch.load` raises on damaged files, as fuzzing shows.
+_DAMAGED = (
+    *(RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, AssertionError, MemoryError),
+    *(struct.error, zipfile.BadZipFile, pickle.UnpicklingError),
+)
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -28,10 +36,12 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 def read_torch(path: Path) -> dict[str, Tensor]:
     """The state dict in a `.pth` or `.bin` file, read with `weights_only`. Raises LlavaError when it is not one."""
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # guesses about the pickle protocol of a damaged file
+            found = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise LlavaError(f"{path}: weight file not found") from None
-    except (RuntimeError, OSError, EOFError, ValueError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
+    except _DAMAGED as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise LlavaError(f"{path}: damaged, or not a plain file of tensors ({reason})") from None
     if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):

@@ -1,8 +1,11 @@
 """A base LLM from a GGUF file: configuration, dequantized weights, tokenizer, chat template.
 
-Format: ggml-org/ggml docs/gguf.md. Reading and dequantization are the `gguf` package's.
+Format: ggml-org/ggml docs/gguf.md, version 3. The header is read here, because the `gguf` package's reader takes
+seconds for a vocabulary of 49,152 (and it is the oracle, in tests/checkpoints/test_gguf.py); dequantization is its.
 """
 
+import math
+import mmap
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,21 +35,50 @@ _NAMES = {
 _CONTROL_TOKEN, _USER_TOKEN = 3, 4  # tokenizer.ggml.token_type
 
 
+# value type -> struct format; 8 is a string, 9 an array
+_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_STRING, _ARRAY = 8, 9
+
+
+@dataclass(frozen=True)
+class GgufTensor:
+    """Where a tensor's bytes are in the file. shape: as torch has it, outermost dimension first."""
+
+    name: str
+    shape: tuple[int, ...]
+    kind: gguf.GGMLQuantizationType
+    offset: int
+    size: int  # bytes
+
+
+@dataclass(frozen=True)
+class GgufHeader:
+    """The metadata of a GGUF file, and what tensors it holds."""
+
+    fields: dict[str, Any]
+    tensors: list[GgufTensor]
+
+
 @dataclass(frozen=True)
 class GgufLlm:
-    """An open GGUF file of the `llama` architecture. Its weights are read only when asked for."""
+    """A GGUF file of the `llama` architecture. Its weights are read only when asked for."""
 
     path: Path
     config: DecoderConfig
     tokenizer: Tokenizer
     chat_template: str | None  # Jinja, as the file has it
-    reader: gguf.GGUFReader
+    header: GgufHeader
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """The decoder's parameters one by one, dequantized to float32, under Hugging Face's names."""
-        for item in self.reader.tensors:
+        data = np.memmap(self.path, np.uint8, mode="r")
+        for item in self.header.tensors:
             name = _parameter_name(item.name)
-            weight = torch.tensor(gguf.dequantize(item.data, item.tensor_type), dtype=torch.float32)
+            raw = data[item.offset : item.offset + item.size]
+            # the package dequantizes rows of bytes, but takes float tensors as floats
+            rows = raw.view(np.float32) if item.kind == gguf.GGMLQuantizationType.F32 else raw
+            values = gguf.dequantize(rows.reshape(*item.shape[:-1], -1), item.kind)
+            weight = torch.tensor(values, dtype=torch.float32)
             if name.endswith("q_proj.weight"):
                 weight = _undo_rope_order(weight, self.config.num_heads)
             elif name.endswith("k_proj.weight"):
@@ -58,17 +91,73 @@ def open_gguf(path: Path) -> GgufLlm:
     if not path.is_file():
         raise LlavaError(f"{path}: weight file not found")
     try:
-        reader = gguf.GGUFReader(path)
-        fields = {key: field.contents() for key, field in reader.fields.items()}
-        return GgufLlm(
-            path, _decoder_config(fields, reader), _tokenizer(fields), fields.get("tokenizer.chat_template"), reader
-        )
-    except (ValueError, IndexError, KeyError, TypeError, OverflowError, struct.error, OSError, MemoryError) as error:
+        header = read_header(path)
+        fields = header.fields
+        template = fields.get("tokenizer.chat_template")
+        return GgufLlm(path, _decoder_config(header), _tokenizer(fields), template, header)
+    except (ValueError, LookupError, TypeError, ArithmeticError, struct.error, OSError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise LlavaError(f"{path}: damaged, truncated or not a LLaMA-shaped GGUF file ({reason})") from None
 
 
-def _decoder_config(fields: dict[str, Any], reader: gguf.GGUFReader) -> DecoderConfig:
+def read_header(path: Path) -> GgufHeader:
+    """Everything before the tensors' data. Raises ValueError or struct.error when the file is not whole."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        reader = _Reader(data)
+        magic, version = reader.take("<4sI")
+        if magic != b"GGUF" or version != 3:
+            raise ValueError(f"expected GGUF version 3, found {magic!r} version {version}")
+        tensor_count, field_count = reader.take("<QQ")
+        fields = {reader.string(): reader.value(*reader.take("<I")) for _ in range(field_count)}
+        infos = []
+        for _ in range(tensor_count):
+            name, dimensions = reader.string(), reader.take("<I")[0]
+            infos.append((name, reader.take(f"<{dimensions}Q")[::-1], *reader.take("<IQ")))
+        alignment = int(fields.get("general.alignment", 32))
+        start = -(-reader.position // alignment) * alignment
+        tensors = []
+        for name, shape, kind, offset in infos:
+            block, block_bytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(kind)]
+            size = math.prod(shape) // block * block_bytes
+            if start + offset + size > len(data):
+                raise ValueError(f"tensor {name} ends after the end of the file")
+            tensors.append(GgufTensor(name, shape, gguf.GGMLQuantizationType(kind), start + offset, size))
+        return GgufHeader(fields, tensors)
+
+
+class _Reader:
+    """Reads values one after the other. A length beyond the end of the file raises before anything is allocated."""
+
+    def __init__(self, data: mmap.mmap) -> None:
+        self.data, self.position = data, 0
+
+    def take(self, form: str) -> tuple[Any, ...]:
+        values = struct.unpack_from(form, self.data, self.position)
+        self.position += struct.calcsize(form)
+        return values
+
+    def string(self) -> str:
+        (length,) = self.take("<Q")
+        start, self.position = self.position, self.position + length
+        if self.position > len(self.data):
+            raise ValueError("a text ends after the end of the file")
+        return self.data[start : self.position].decode("utf-8")
+
+    def value(self, kind: int) -> Any:
+        if kind == _STRING:
+            return self.string()
+        if kind != _ARRAY:
+            return self.take("<" + _SCALARS[kind])[0]
+        item, count = self.take("<IQ")
+        if count > len(self.data):
+            raise ValueError("an array ends after the end of the file")
+        if item == _STRING:
+            return [self.string() for _ in range(count)]
+        return list(self.take(f"<{count}{_SCALARS[item]}"))
+
+
+def _decoder_config(header: GgufHeader) -> DecoderConfig:
+    fields = header.fields
     architecture = fields["general.architecture"]
     if architecture != "llama":
         raise LlavaError(f"GGUF architecture '{architecture}' is not supported; expected 'llama'")
@@ -85,7 +174,7 @@ def _decoder_config(fields: dict[str, Any], reader: gguf.GGUFReader) -> DecoderC
         # the file has a float32 (9.99999974e-06); its authors wrote the nearest short decimal
         norm_eps=float(f"{fields['llama.attention.layer_norm_rms_epsilon']:.6g}"),
         max_positions=int(fields["llama.context_length"]),
-        tie_embeddings=all(item.name != "output.weight" for item in reader.tensors),
+        tie_embeddings=all(item.name != "output.weight" for item in header.tensors),
     )
 
 

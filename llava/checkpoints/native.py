@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from llava.checkpoints.adapters import merge_adapter
 from llava.checkpoints.files import load_strict, read_safetensors, write_safetensors
@@ -21,6 +21,7 @@ from llava.errors import LlavaError
 from llava.fetch import Progress, quiet, resolve
 from llava.files import write_text
 from llava.models.llava import LlavaModel
+from llava.models.projectors import build_projector
 from llava.processor import Processor
 
 CONFIG, PROJECTOR, LLM, ADAPTER = "config.json", "projector.safetensors", "llm.safetensors", "adapter"
@@ -33,6 +34,11 @@ class Loaded:
     model: LlavaModel
     processor: Processor
     base: GgufLlm
+
+
+def default_device() -> torch.device:
+    """A GPU where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def load_native(folder: Path, progress: Progress = quiet) -> Loaded:
@@ -59,10 +65,7 @@ def load_base(config: LlavaConfig, progress: Progress = quiet, with_llm: bool = 
         raise LlavaError(f"{base.path}: its configuration is not the one in config.json: {base.config!r}")
     if with_llm:
         load_strict(model.llm, dict(base.tensors()), base.path)
-    model.projector.to_empty(device="cpu")
-    for module in model.projector.modules():
-        if isinstance(module, nn.Linear):
-            module.reset_parameters()
+    model.projector = build_projector(config.projector, model.vision.feature_size, config.llm.hidden_size)
     return Loaded(model.requires_grad_(False).eval(), build_processor(config, base, model.vision.num_tokens), base)
 
 

@@ -22,15 +22,12 @@ app.command("inspect", help=inspect.HELP)(inspect.run)
 
 
 def main() -> None:
-    """Run the command line. A user's mistake ends with one line on stderr and status 2; Ctrl-C with status 130."""
+    """Run the command line. A user's mistake ends with one line on stderr and status 2.
+
+    Typer itself ends Ctrl-C with status 130, a reader that went away with 1, and a wrong usage with 2.
+    """
     try:
         app()
     except LlavaError as error:
         sys.stderr.write(f"llava: error: {error}\n")
         sys.exit(2)
-    except KeyboardInterrupt:
-        sys.stderr.write("\nllava: interrupted\n")
-        sys.exit(130)
-    except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(141)

@@ -50,7 +50,7 @@ def run(
 
     sampling = Sampling(max_new_tokens, temperature, top_p, top_k, seed)
     with bars() as progress:
-        assistant = llava.load(model, progress.bytes)
+        assistant = llava.load(model, progress=progress.bytes)
     conversation: list[Message] = []
     if prompt is not None:
         if interactive:

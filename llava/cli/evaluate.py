@@ -60,7 +60,7 @@ def run(
         questions = easy_vqa.load_questions("test", progress.bytes)
         if shuffle_images:
             questions = easy_vqa.shuffle_images(questions)
-        assistant = llava.load(model, progress.bytes)
+        assistant = llava.load(model, progress=progress.bytes)
         answers = runner.evaluate(
             assistant,
             easy_vqa.every(questions, limit),

@@ -38,7 +38,7 @@ def run(
     from llava.cli.progress import bars
 
     with bars() as progress:
-        assistant = llava.load(model, progress.bytes)
+        assistant = llava.load(model, progress=progress.bytes)
     console = Console(soft_wrap=True, highlight=False)
     _show_parts(console, model, assistant)
     if prompt is not None or pictures:
@@ -85,7 +85,7 @@ def _show_prompt(console: "Console", assistant: "Assistant", messages: list[Mess
     console.print("\nrendered text:", style="bold")
     console.print(text, markup=False)
     for span in prompt.spans:
-        width, height = span.image.size()
+        width, height = span.image.size
         name = str(span.image.source)
         console.print(f"\nimage {name}: {width}x{height}, {span.length} tokens at {span.start}", markup=False)
     console.print(f"\n{len(prompt.ids)} ids:", style="bold")

@@ -60,8 +60,12 @@ def run(
         return
     from llava.train.loop import train
 
-    with bars() as progress:
-        output = train(chosen, _Watcher(progress), restart)
+    try:
+        with bars() as progress:
+            output = train(chosen, _Watcher(progress), restart)
+    except KeyboardInterrupt:
+        typer.echo("\nThe same command goes on from the last checkpoint.", err=True)
+        raise
     typer.echo(f"{output}: finished; loss curve in {output / 'loss.png'}")
 
 

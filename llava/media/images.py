@@ -1,8 +1,10 @@
 """Pictures: opened with limits, and turned into the pixels that a vision encoder takes."""
 
+import contextlib
 import io
 import math
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -30,25 +32,37 @@ def open_image(source: Source) -> PIL.Image.Image:
     Transparent parts become white. Raises LlavaError when it is missing, corrupt, too large or of another format.
     """
     name, picture = _identify(source)
-    try:
+    with _decoding(name):
         upright = PIL.ImageOps.exif_transpose(picture)
+        if upright.mode.startswith("I;16"):  # `convert` would turn everything above 255 white
+            upright = PIL.Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
         if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
             layer = upright.convert("RGBA")
             upright = PIL.Image.new("RGBA", layer.size, "white")
             upright.alpha_composite(layer)
         return upright.convert("RGB")
-    except (OSError, ValueError, SyntaxError, EOFError, MemoryError) as error:
-        raise LlavaError(f"{name}: corrupt or truncated image ({error})") from None
 
 
 def image_size(source: Source) -> tuple[int, int]:
-    """Width and height of a picture once upright, from its header. Raises LlavaError as `open_image` does."""
+    """Width and height of a picture once upright. Raises LlavaError as `open_image` does.
+
+    Reads the header only, but decodes a PNG without EXIF there: it may stand behind the pixels.
+    """
     name, picture = _identify(source)
-    try:
-        turned = picture.getexif().get(_ORIENTATION, 1) >= 5
-    except (OSError, ValueError, SyntaxError, TypeError) as error:
-        raise LlavaError(f"{name}: corrupt image ({error})") from None
+    with _decoding(name):
+        turned = picture.format != "TIFF" and picture.getexif().get(_ORIENTATION, 1) >= 5  # Pillow turns a TIFF itself
     return (picture.height, picture.width) if turned else picture.size
+
+
+@contextlib.contextmanager
+def _decoding(name: str) -> Iterator[None]:
+    """What Pillow raises on a bad file as a LlavaError. Its warnings (odd EXIF, ...) are of no use to the user."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except (OSError, ValueError, SyntaxError, TypeError, EOFError, MemoryError) as error:
+        raise LlavaError(f"{name}: corrupt or truncated image ({error})") from None
 
 
 def _identify(source: Source) -> tuple[str, PIL.Image.Image]:
@@ -76,7 +90,7 @@ def _read(path: Path) -> bytes:
 def _parse(name: str, data: bytes) -> PIL.Image.Image:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)  # our own limit is stricter
+            warnings.simplefilter("ignore")  # our own limit is stricter than Pillow's
             picture = PIL.Image.open(io.BytesIO(data), formats=FORMATS)
     except PIL.Image.DecompressionBombError:
         raise LlavaError(f"{name}: too many pixels, the limit is {MAX_PIXELS}") from None
@@ -118,9 +132,9 @@ def _pad_to_square(picture: PIL.Image.Image, mean: tuple[float, float, float]) -
     if width == height:
         return picture
     if max(width, height) ** 2 > MAX_PIXELS:  # a thin picture must not grow into a huge square: the one deviation
-        side = math.isqrt(MAX_PIXELS)
-        picture = PIL.ImageOps.contain(picture, (side, side), PIL.Image.Resampling.BICUBIC)
-        width, height = picture.size
+        scale = math.isqrt(MAX_PIXELS) / max(width, height)
+        width, height = max(1, round(width * scale)), max(1, round(height * scale))
+        picture = picture.resize((width, height), PIL.Image.Resampling.BICUBIC)
     side = max(width, height)
     colour = tuple(int(value * 255) for value in mean)
     square = PIL.Image.new("RGB", (side, side), colour)

@@ -33,14 +33,8 @@ class Attention(nn.Module):
         if cache is not None:
             k, v = cache.write(layer, k, v)  # (B, Hkv, S, Dh)
             mask = cache.mask
-        if T == 1:  # one query: the heads of a group become the rows of one small matrix
-            groups = q.view(B, self.num_kv_heads, -1, self.head_dim)
-            y = F.scaled_dot_product_attention(groups, k, v, attn_mask=mask).view(B, 1, -1)
-        else:
-            repeat = self.num_heads // self.num_kv_heads
-            k, v = (t.repeat_interleave(repeat, dim=1) if repeat > 1 else t for t in (k, v))
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
-            y = y.transpose(1, 2).reshape(B, T, -1)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and T > 1, enable_gqa=True)
+        y = y.transpose(1, 2).reshape(B, T, -1)
         out: Tensor = self.o_proj(y)
         return out
 
@@ -81,7 +75,10 @@ class Decoder(nn.Module):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        # from_pretrained: the constructor would fill in random numbers, at length, that loading overwrites
+        # given a weight, the constructor does not fill in random numbers, at length, that loading overwrites
+        weight = torch.empty(config.vocab_size, config.hidden_size)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, _weight=weight)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
         self.lm_head = None if config.tie_embeddings else nn.Linear(config.hidden_size, config.vocab_size, bias=False)

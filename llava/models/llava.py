@@ -29,7 +29,8 @@ class LlavaModel(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the decoder's weights are."""
-        return self.llm.embed_tokens.weight.device
+        device: torch.device = self.llm.embed_tokens.weight.device
+        return device
 
     def encode_images(self, pixels: Tensor) -> Tensor:
         """Pixels (N, 3, size, size) to image tokens (N, T, D)."""

@@ -6,7 +6,7 @@ A row that cannot be used is dropped, counted by its reason, and reported; it is
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -128,9 +128,7 @@ def measure(
         try:
             messages = messages_of(row, config.images)
             images = images_of(messages)
-            counts = tuple(
-                processor.num_image_tokens(image.open().size if decode else image.size()) for image in images
-            )
+            counts = tuple(processor.num_image_tokens(image.open().size if decode else image.size) for image in images)
             prompt = processor.prompt(messages, counts)
             if len(prompt.ids) > max_tokens:
                 raise LlavaError(f"longer than max_tokens ({max_tokens})")
@@ -192,6 +190,10 @@ class Batch:
     labels: Tensor
     visual: Tensor
     corrupt: int  # samples left out
+
+    def to(self, device: torch.device) -> "Batch":
+        """The batch on a device."""
+        return replace(self, ids=self.ids.to(device), labels=self.labels.to(device), visual=self.visual.to(device))
 
     @property
     def supervised(self) -> int:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from llava.chat.messages import Image
-from llava.checkpoints.native import Loaded
+from llava.checkpoints.native import Loaded, default_device
 from llava.errors import LlavaError
 from llava.files import os_errors, write_text
 from llava.models.llava import LlavaModel
@@ -104,11 +104,13 @@ def set_up(recipe: Recipe, watcher: Watcher) -> Run:
             lambda n, of: watcher.preparing("encoding images", n, of),
         )
     prepare(loaded.model, recipe)
+    loaded.model.to(default_device())
     return Run(recipe, loaded, data, cache)
 
 
 def loss_sum(model: LlavaModel, batch: Batch, cached: bool) -> Tensor:
     """Cross-entropy summed over the batch's supervised tokens; logits are computed there only."""
+    batch = batch.to(model.device)
     features = batch.visual
     if len(features) == 0:
         features = features.new_empty(0, model.vision.num_tokens, model.vision.feature_size)

@@ -44,7 +44,7 @@ def save_checkpoint(output: Path, model: nn.Module, optimizer: torch.optim.Optim
     folder = output / "checkpoints"
     with atomic_folder(folder / f"step-{progress.step:08d}") as temporary:
         write_safetensors(temporary / "trainable.safetensors", trainable(model))
-        random = {"cpu": torch.get_rng_state()}
+        random = {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
         torch.save({"optimizer": optimizer.state_dict(), "random": random}, temporary / "optimizer.pt")
         write_text(temporary / "state.json", json.dumps(asdict(progress), indent=1))
     for old in _checkpoints(output)[:-_KEEP]:
@@ -79,6 +79,7 @@ def load_checkpoint(output: Path, model: nn.Module, optimizer: torch.optim.Optim
             parameter.copy_(tensors[name])
     optimizer.load_state_dict(state["optimizer"])
     torch.set_rng_state(state["random"]["cpu"])
+    torch.cuda.set_rng_state_all(state["random"]["cuda"])
     return saved
 
 

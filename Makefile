@@ -1,0 +1,53 @@
+# make chat: from nothing to a first answer.  make test: the tests.  make check: everything that CI runs.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: chat test check lint types parts data llava-smol clean
+
+chat: .venv/core
+	$(BIN)/llava chat llava-smol --image examples/shape.png --prompt "what color is the shape?"
+
+test: .venv/dev parts
+	$(BIN)/python -m pytest --cov --cov-report=term
+
+check: lint types test
+
+lint: .venv/dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: .venv/dev
+	$(BIN)/mypy
+
+# The pinned pre-trained parts and the benchmark, into the user's cache folder.
+parts: .venv/core
+	$(BIN)/python -m llava.fetch
+
+data: .venv/core
+	$(BIN)/python scripts/easy_vqa_data.py data/easy-vqa
+
+# Retrain the embedded model from scratch, by both stages, and put it into the package.
+llava-smol: .venv/dev data
+	$(BIN)/llava train recipes/llava-smol-align.yaml
+	$(BIN)/llava train recipes/llava-smol-finetune.yaml
+	$(BIN)/python scripts/embed_model.py runs/llava-smol-finetune llava/embedded/llava-smol
+
+clean:
+	rm -rf .venv build dist *.egg-info
+
+.venv/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+		|| { echo "llava needs Python 3.10 or newer; choose one with: make PYTHON=python3.12"; exit 2; }
+	$(PYTHON) -m venv .venv
+	@touch $@
+
+.venv/core: .venv/python pyproject.toml constraints.txt
+	@echo "Installing llava and PyTorch into .venv (a few minutes) ..."
+	$(PIP) --editable .
+	@touch $@
+
+.venv/dev: .venv/core
+	@echo "Installing what the tests and training need ..."
+	$(PIP) --editable '.[dev]'
+	@touch $@

@@ -1,0 +1,121 @@
+"""Templates against the outputs of the original implementation (tests/oracles), id by id."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import mistral_common
+import pytest
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from llava.chat.messages import Image, Message
+from llava.chat.templates import TEMPLATES, ImageSlot, Text, get_template, render
+from llava.checkpoints.gguf import GgufLlm
+from llava.config import ImageConfig
+from llava.errors import LlavaError
+from llava.processor import IGNORE, Processor
+from llava.tokenizer import SentencePieceTokenizer
+
+ORACLES = Path(__file__).parents[1] / "oracles"
+SENTENCEPIECE = Path(mistral_common.__file__).parent / "data" / "tokenizer.model.v1"
+ROLES: dict[str, Any] = {"human": "user", "gpt": "assistant"}
+
+
+def oracle(name: str) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads((ORACLES / name).read_text(encoding="utf-8"))
+    return [row for row in rows if row["template"] in TEMPLATES]
+
+
+def messages(conversation: list[list[str]]) -> list[Message]:
+    turns = []
+    for speaker, text in conversation:
+        first, *others = text.split("<image>")
+        content = [first, *(part for other in others for part in (Image("not opened.png"), other))]
+        turns.append(Message(ROLES[speaker], tuple(part for part in content if part != "")))
+    return turns
+
+
+def processor(template: str, legacy: bool, images_first: bool) -> Processor:
+    tokenizer = SentencePieceTokenizer(SENTENCEPIECE, legacy)
+    return Processor(tokenizer, ImageConfig(size=336), 1, template, None, images_first)
+
+
+@pytest.mark.parametrize("legacy", [True, False])
+@pytest.mark.parametrize("name", ["vicuna_v1", "llava_v1", "llava_llama_2"])
+def test_prompts_and_ids_equal_the_originals(name: str, legacy: bool) -> None:
+    rows = [row for row in oracle("prompts.json") if row["template"] == name]
+    ours = processor(name, legacy, images_first=False)
+    for row in rows:
+        turns = messages(row["conversation"])
+        text = "".join("<image>" if isinstance(s, ImageSlot) else s.text for s in ours.segments(turns))
+        bos = "<s>" if name == "llava_llama_2" else ""
+        assert text == row["prompt"].removeprefix(bos)
+        assert ours.prompt(turns, [1] * 9).ids == row[f"ids_legacy_{str(legacy).lower()}"]
+    assert len(rows) == 30
+
+
+@pytest.mark.parametrize("legacy", [True, False])
+@pytest.mark.parametrize("name", ["plain", "vicuna_v1", "llava_llama_2"])
+def test_training_ids_and_labels_equal_the_originals(name: str, legacy: bool) -> None:
+    rows = [row for row in oracle("labels.json") if row["template"] == name and row["legacy"] == legacy]
+    ours = processor(name, legacy, images_first=True)
+    for row in rows:
+        prompt = ours.prompt(messages(row["conversation"]), [1] * 9)
+        assert prompt.ids == row["input_ids"]
+        assert prompt.labels == row["labels"]
+    assert len(rows) == (3 if name == "plain" else 30)
+
+
+def test_chatml_equals_the_template_in_the_gguf(smollm2: GgufLlm) -> None:
+    turns = [Message.user("Hi there"), Message.assistant("Hello!"), Message.user("What is 3 + 4?")]
+    plain = [{"role": turn.role, "content": turn.content[0]} for turn in turns]
+    (expected,), _ = render_jinja_template([plain], chat_template=smollm2.chat_template, add_generation_prompt=True)
+    assert "".join(s.text for s in render(get_template("chatml"), turns) if isinstance(s, Text)) == expected
+
+
+@pytest.mark.parametrize("name", [name for name in TEMPLATES if name != "plain"])
+def test_the_generation_prompt_is_the_beginning_of_what_is_trained(name: str, smollm2: GgufLlm) -> None:
+    ours = Processor(smollm2.tokenizer, ImageConfig(size=28), 4, name, None, True)
+    question, answer = Message.user(Image("x.png"), "What is it?"), Message.assistant("A cat.")
+    asked, trained = ours.prompt([question], [4]), ours.prompt([question, answer], [4])
+    assert trained.ids[: len(asked.ids)] == asked.ids
+    assert all(label == IGNORE for label in trained.labels[: len(asked.ids)])
+    supervised = [label for label in trained.labels if label != IGNORE]
+    text = ours.tokenizer.decode(supervised, keep_special=True)
+    assert text == get_template(name).before_answer + "A cat." + get_template(name).after_answer
+
+
+def test_interleaved_images_keep_their_order() -> None:
+    a, b = Image("a.png"), Image("b.png")
+    message = Message.user("first ", a, " then ", b, " which?")
+    inline = [s.image if isinstance(s, ImageSlot) else s.text for s in render(get_template("vicuna_v1"), [message], "")]
+    assert inline == ["USER: ", "first ", a, " then ", b, " which?", " ASSISTANT:"]
+    first = render(get_template("vicuna_v1"), [message], "", images_first=True)
+    moved = [s.image if isinstance(s, ImageSlot) else s.text for s in first]
+    assert moved == ["USER: ", a, "\n", b, "\n", "first  then  which?", " ASSISTANT:"]
+
+
+def test_a_system_message_replaces_the_templates(smollm2: GgufLlm) -> None:
+    segments = render(get_template("chatml"), [Message.system("Be brief."), Message.user("Hi")], system="never this")
+    assert segments[0] == Text("<|im_start|>system\nBe brief.<|im_end|>\n")
+
+
+@pytest.mark.parametrize(
+    "turns",
+    [
+        [],
+        [Message.assistant("Hi")],
+        [Message.user("a"), Message.user("b")],
+        [Message.user("a"), Message.system("b")],
+        [Message.system("a")],
+        [Message.user("a"), Message("assistant", (Image("x.png"),))],
+    ],
+)
+def test_a_conversation_that_does_not_alternate_is_refused(turns: list[Message]) -> None:
+    with pytest.raises(LlavaError, match=r"turns of user and assistant|holds text only"):
+        render(get_template("chatml"), turns)
+
+
+def test_an_unknown_template_lists_the_choices() -> None:
+    with pytest.raises(LlavaError, match="choose one of: plain, chatml, vicuna_v1"):
+        get_template("vicuna")

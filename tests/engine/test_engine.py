@@ -1,0 +1,120 @@
+"""The engine: caches change nothing but the work, a batch answers as its rows alone, limits hold."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from llava.assistant import Assistant
+from llava.chat.messages import Image, Message
+from llava.checkpoints.gguf import GgufLlm
+from llava.checkpoints.native import Loaded
+from llava.engine.sampling import Sampling
+from llava.errors import LlavaError
+from tests.conftest import tiny_model
+
+
+def greedy(loaded: Loaded, messages: list[Message], count: int) -> list[int]:
+    """Ids by running the whole sequence anew for each token: no cache of any kind."""
+    prompt = loaded.processor.prompt(messages)
+    pixels = loaded.processor.pixels([span.image for span in prompt.spans])
+    images = loaded.model.encode_images(pixels).flatten(0, 1)
+    ids = list(prompt.ids)
+    for _ in range(count):
+        hidden = loaded.model(torch.tensor([ids]), images)
+        ids.append(int(loaded.model.llm.logits(hidden[0, -1]).argmax()))
+    return ids[len(prompt.ids) :]
+
+
+def ids_of(assistant: Assistant, messages: list[Message], count: int) -> list[int]:
+    return list(assistant._engine.stream(assistant.request(messages), Sampling(max_new_tokens=count)))
+
+
+def test_caches_change_no_answer_over_several_turns(tiny: Loaded, picture: Callable[..., Path]) -> None:
+    assistant = Assistant(tiny)
+    first = [Message.user(Image(picture("a.png", seed=1)), "What is this?")]
+    second = [*first, Message.assistant("a cat"), Message.user("And this?", Image(picture("b.png", seed=2)))]
+    other = [Message.user(Image(picture("c.png", seed=3)), "What is this?")]
+    for messages in (first, second, first, other, second):
+        assert ids_of(assistant, messages, 6) == greedy(tiny, messages, 6)
+
+
+def test_a_second_question_reuses_the_picture_and_the_first_turn(tiny: Loaded, picture: Callable[..., Path]) -> None:
+    assistant = Assistant(tiny)
+    path = picture("a.png")
+    turns = [Message.user(Image(path), "What is this?")]
+    answer = assistant.chat(turns, max_new_tokens=4)
+    asked = assistant.usage.prompt_tokens
+    assert (assistant.usage.reused_tokens, assistant.usage.encoded_images) == (0, 1)
+    assistant.chat([*turns, Message.assistant(answer), Message.user("Sure?")], max_new_tokens=4)
+    assert assistant.usage.reused_tokens >= asked
+    assert assistant.usage.encoded_images == 0
+    assistant.chat([Message.user("Look at this:", Image(picture("same.png")))], max_new_tokens=1)
+    assert assistant.usage.encoded_images == 0  # equal pixels in another file
+    assistant.chat([Message.user(Image(picture("other.png", seed=9)), "What is this?")], max_new_tokens=1)
+    assert assistant.usage.encoded_images == 1
+
+
+def test_a_batch_answers_as_its_rows_alone(tiny: Loaded, picture: Callable[..., Path]) -> None:
+    image = Image(picture("a.png"))
+    conversations = [
+        [Message.user(image, "What?")],
+        [Message.user(image, "A much longer question about what is in the picture, really?")],
+        [Message.user("No picture at all")],
+        [Message.user(image, "Two", Image(picture("b.png", seed=5)))],
+    ]
+    assistant = Assistant(tiny)
+    requests = [assistant.request(messages) for messages in conversations]
+    together = assistant._engine.generate(requests, Sampling(max_new_tokens=8))
+    assert together == [greedy(tiny, messages, 8) for messages in conversations]
+    shared = assistant._engine.generate(requests[:2], Sampling(max_new_tokens=8))
+    assert shared == together[:2]
+    assert assistant.usage.reused_tokens > 0
+    assert assistant._engine.generate([], Sampling()) == []
+
+
+def test_a_batch_with_a_seed_samples_as_the_single_request(tiny: Loaded) -> None:
+    assistant = Assistant(tiny)
+    request = assistant.request([Message.user("Say something")])
+    sampling = Sampling(max_new_tokens=10, temperature=1.5, top_k=50, top_p=0.9, seed=3)
+    alone = list(assistant._engine.stream(request, sampling))
+    assert assistant._engine.generate([request, request], sampling) == [alone, alone]
+
+
+def test_an_abandoned_answer_leaves_the_engine_sound(tiny: Loaded, picture: Callable[..., Path]) -> None:
+    assistant = Assistant(tiny)
+    messages = [Message.user(Image(picture("a.png")), "What is this?")]
+    stream = assistant._engine.stream(assistant.request(messages), Sampling(max_new_tokens=9))
+    next(stream)
+    next(stream)
+    stream.close()
+    longer = [*messages, Message.assistant("something"), Message.user("else")]
+    assert ids_of(assistant, longer, 5) == greedy(tiny, longer, 5)
+
+
+def test_generation_ends_at_the_end_of_the_context(smollm2: GgufLlm) -> None:
+    loaded = tiny_model(smollm2)
+    assistant = Assistant(loaded)
+    messages = [Message.user("word " * 480)]
+    length = len(loaded.processor.prompt(messages).ids)
+    room = loaded.model.config.llm.max_positions - length
+    assert 0 < room < 40
+    assert len(ids_of(assistant, messages, 100)) == room + 1  # the last token is chosen but not run
+    requests = [assistant.request(messages)]
+    assert len(assistant._engine.generate(requests, Sampling(max_new_tokens=100))[0]) == room + 1
+
+
+def test_a_prompt_beyond_the_context_is_refused(tiny: Loaded) -> None:
+    with pytest.raises(LlavaError, match="context holds 512"):
+        Assistant(tiny).chat([Message.user("word " * 600)])
+
+
+def test_stop_strings_end_an_answer(tiny: Loaded) -> None:
+    assistant = Assistant(tiny)
+    messages = [Message.user("Say something")]
+    whole = assistant.chat(messages, max_new_tokens=12)
+    stop = whole[len(whole) // 2 :][:3]
+    assert len(stop) == 3
+    assert assistant.chat(messages, max_new_tokens=12, stop=[stop]) == whole[: whole.find(stop)].strip()
+    assert "".join(assistant.stream(messages, max_new_tokens=12)).strip() == whole

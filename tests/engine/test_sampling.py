@@ -1,0 +1,50 @@
+"""Sampling against transformers' logits warpers, and its statistics."""
+
+import pytest
+import torch
+from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+from llava.engine.sampling import Sampling, choose, distribution
+from llava.errors import LlavaError
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 2.0])
+@pytest.mark.parametrize("top_k", [0, 1, 5, 500])
+@pytest.mark.parametrize("top_p", [0.05, 0.5, 0.95, 1.0])
+def test_distributions_equal_transformers(temperature: float, top_k: int, top_p: float) -> None:
+    for seed in range(5):
+        logits = torch.randn(200, generator=torch.Generator().manual_seed(seed)) * 3
+        expected = TemperatureLogitsWarper(temperature)(None, logits[None])  # type: ignore[arg-type]
+        if top_k:
+            expected = TopKLogitsWarper(top_k)(None, expected)  # type: ignore[arg-type]
+        if top_p < 1:
+            expected = TopPLogitsWarper(top_p)(None, expected)  # type: ignore[arg-type]
+        ours = distribution(logits, Sampling(temperature=temperature, top_k=top_k, top_p=top_p))
+        assert torch.allclose(ours, expected[0].softmax(-1), atol=1e-6)
+
+
+def test_temperature_zero_is_greedy_and_a_seed_repeats() -> None:
+    logits = torch.randn(50, generator=torch.Generator().manual_seed(0))
+    assert choose(logits, Sampling(), Sampling().generator()) == int(logits.argmax())
+    warm = Sampling(temperature=1.0, seed=4)
+    first, second = (
+        [choose(logits, warm, source) for _ in range(20)] for source in (warm.generator(), warm.generator())
+    )
+    assert first == second
+    assert len(set(first)) > 1
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"temperature": -1.0},
+        {"temperature": float("nan")},
+        {"top_p": 0.0},
+        {"top_p": 1.1},
+        {"top_k": -1},
+        {"max_new_tokens": 0},
+    ],
+)
+def test_values_out_of_range_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(LlavaError, match=f"{next(iter(wrong))} must be"):
+        Sampling(**wrong)  # type: ignore[arg-type]

@@ -1,0 +1,94 @@
+"""The evaluation runner on a random model: resume, settings, scores; and easy-VQA's questions."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from llava.assistant import Assistant
+from llava.chat.messages import Image, Message
+from llava.checkpoints.native import Loaded
+from llava.errors import LlavaError
+from llava.eval.benchmarks.easy_vqa import KINDS, Question, every, is_correct, load_questions, shuffle_images
+from llava.eval.runner import ANSWERS, Answer, Score, evaluate, scores, write_summary
+
+SETTINGS = {"model": "tiny"}
+
+
+@pytest.fixture
+def questions(picture: Callable[..., Path]) -> list[tuple[int, Question]]:
+    images = [picture("a.png", seed=1), picture("b.png", seed=2)]
+    return [(i, Question(f"question {i}?", "red", "colour", images[i // 3])) for i in range(6)]
+
+
+def test_answers_are_those_of_chat(tiny: Loaded, questions: list[tuple[int, Question]], tmp_path: Path) -> None:
+    answers = evaluate(Assistant(tiny), questions, SETTINGS, tmp_path / "out")
+    alone = Assistant(tiny)
+    for (_, question), answer in zip(questions, answers, strict=True):
+        turns = [Message.user(Image(question.image), question.text)]
+        assert answer.answer == alone.chat(turns, max_new_tokens=16)
+    rows = [json.loads(line) for line in (tmp_path / "out" / ANSWERS).read_text().splitlines()]
+    assert [row["answer"] for row in rows] == [answer.answer for answer in answers]
+
+
+def test_an_interrupted_run_goes_on_and_asks_nothing_twice(
+    tiny: Loaded, questions: list[tuple[int, Question]], tmp_path: Path
+) -> None:
+    whole = evaluate(Assistant(tiny), questions, SETTINGS, tmp_path / "whole")
+
+    def interrupt(done: int, total: int, correct: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(Assistant(tiny), questions, SETTINGS, tmp_path / "out", interrupt)
+    file = tmp_path / "out" / ANSWERS
+    assert len(file.read_text().splitlines()) == 3
+    file.write_text(file.read_text() + '{"index": 4, "ques')  # killed in the middle of a line
+    progress: list[int] = []
+    again = evaluate(Assistant(tiny), questions, SETTINGS, tmp_path / "out", lambda done, *_: progress.append(done))
+    assert again == whole
+    assert progress == [6]
+    assert len(file.read_text().splitlines()) == 6
+
+
+def test_answers_of_another_run_are_not_mixed_in(
+    tiny: Loaded, questions: list[tuple[int, Question]], tmp_path: Path
+) -> None:
+    evaluate(Assistant(tiny), questions, SETTINGS, tmp_path)
+    with pytest.raises(LlavaError, match="answers of another run"):
+        evaluate(Assistant(tiny), questions, {"model": "other"}, tmp_path)
+
+
+def test_scores_count_by_kind(tmp_path: Path) -> None:
+    def answer(kind: str, correct: bool) -> Answer:
+        return Answer(0, "q", "i", "red", "red", kind, correct)
+
+    table = scores([answer("shape", True), answer("shape", False), answer("colour", True)])
+    assert table == {"colour": Score(1, 1), "shape": Score(1, 2), "all": Score(2, 3)}
+    assert table["shape"].accuracy == 0.5 and table["shape"].error == pytest.approx(0.5 / 2**0.5)
+    write_summary(tmp_path, SETTINGS, table)
+    assert json.loads((tmp_path / "summary.json").read_text())["results"]["all"]["correct"] == 2
+
+
+def test_easy_vqas_test_split_is_whole() -> None:
+    questions = load_questions("test")
+    assert len(questions) == 9673
+    assert len({question.image for question in questions}) == 1000
+    assert {question.kind for question in questions} == set(KINDS)
+    assert all(question.image.exists() for question in questions[::500])
+    assert len(every(questions, 100)) == 100 and every(questions, None)[-1] == (9672, questions[-1])
+
+
+def test_shuffled_questions_have_another_image() -> None:
+    questions = load_questions("test")
+    shuffled = shuffle_images(questions)
+    assert all(a.image != b.image and a.text == b.text for a, b in zip(questions, shuffled, strict=True))
+    assert {question.image for question in shuffled} == {question.image for question in questions}
+
+
+@pytest.mark.parametrize(
+    ("answer", "right"), [("red", True), ("Red.", True), (" red ", True), ("dark red", False), ("", False)]
+)
+def test_a_match_is_exact(answer: str, right: bool) -> None:
+    assert is_correct(answer, "red") == right

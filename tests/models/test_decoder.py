@@ -1,0 +1,148 @@
+"""The decoder against transformers' LlamaForCausalLM: random small configurations, and the real SmolLM2 weights."""
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from llava.checkpoints.files import load_strict
+from llava.checkpoints.gguf import GgufLlm
+from llava.config import DecoderConfig
+from llava.models.cache import KVCache
+from llava.models.decoder import Decoder
+
+CPU = torch.device("cpu")
+
+
+def peer(config: DecoderConfig) -> LlamaForCausalLM:
+    """transformers' model of the same shape, with random weights."""
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=config.vocab_size,
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            num_hidden_layers=config.num_layers,
+            num_attention_heads=config.num_heads,
+            num_key_value_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            rms_norm_eps=config.norm_eps,
+            max_position_embeddings=config.max_positions,
+            tie_word_embeddings=config.tie_embeddings,
+            rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+            initializer_range=0.1,
+        )
+    ).eval()
+
+
+def ours_of(config: DecoderConfig, theirs: LlamaForCausalLM) -> Decoder:
+    ours = Decoder(config)
+    tensors = {name.removeprefix("model."): tensor for name, tensor in theirs.state_dict().items()}
+    if config.tie_embeddings:
+        tensors.pop("lm_head.weight", None)
+    ours.load_state_dict(tensors)
+    return ours.eval()
+
+
+def random_config(seed: int) -> DecoderConfig:
+    generator = torch.Generator().manual_seed(seed)
+
+    def pick(*choices: int) -> int:
+        return choices[int(torch.randint(len(choices), (), generator=generator))]
+
+    kv = pick(1, 2, 4)
+    return DecoderConfig(
+        vocab_size=pick(64, 101),
+        hidden_size=pick(48, 96),  # a multiple of every number of heads: transformers insists
+        intermediate_size=pick(40, 96),
+        num_layers=pick(1, 2, 3),
+        num_heads=kv * pick(1, 2, 3),
+        num_kv_heads=kv,
+        head_dim=pick(8, 16),
+        rope_theta=float(pick(10_000, 100_000)),
+        norm_eps=1e-5,
+        max_positions=128,
+        tie_embeddings=bool(pick(0, 1)),
+    )
+
+
+@pytest.mark.parametrize("seed", range(20))
+@torch.inference_mode()
+def test_random_configurations_equal_transformers(seed: int) -> None:
+    config = random_config(seed)
+    torch.manual_seed(seed)
+    theirs = peer(config)
+    ours = ours_of(config, theirs)
+    ids = torch.randint(config.vocab_size, (2, 17))
+    logits = ours.logits(ours(ours.embed_tokens(ids)))
+    assert torch.allclose(logits, theirs(ids).logits, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@torch.inference_mode()
+def test_cached_steps_equal_the_whole_pass(seed: int) -> None:
+    """Any split of a sequence into passes gives the same hidden states."""
+    config = random_config(seed)
+    torch.manual_seed(seed)
+    ours = Decoder(config).eval()
+    torch.nn.init.normal_(ours.embed_tokens.weight)
+    x = torch.randn(2, 20, config.hidden_size)
+    whole = ours(x)
+    cache = KVCache(config, 2, CPU, torch.float32)
+    parts = [ours(x[:, a:b], cache, torch.arange(a, b)) for a, b in ((0, 7), (7, 8), (8, 15), (15, 20))]
+    assert torch.allclose(torch.cat(parts, dim=1), whole, atol=1e-5)
+
+
+@torch.inference_mode()
+def test_rows_of_different_length_do_not_influence_each_other() -> None:
+    """Right padding and ragged positions: each row's states are those of the row alone."""
+    config = random_config(3)
+    torch.manual_seed(0)
+    ours = Decoder(config).eval()
+    rows = [torch.randn(1, n, config.hidden_size) for n in (5, 9, 2)]
+    steps = torch.randn(3, 4, 1, config.hidden_size)
+    padded = torch.zeros(3, 9, config.hidden_size)
+    for i, row in enumerate(rows):
+        padded[i, : row.shape[1]] = row[0]
+    cache = KVCache(config, 3, CPU, torch.float32)
+    first = ours(padded, cache, torch.arange(9))
+    together = [
+        ours(steps[:, t], cache, torch.tensor([[row.shape[1] + t] for row in rows])) for t in range(steps.shape[1])
+    ]
+    for i, row in enumerate(rows):
+        alone = ours(torch.cat([row, steps[i].transpose(0, 1)], dim=1))[0]
+        n = row.shape[1]
+        assert torch.allclose(first[i, :n], alone[:n], atol=1e-5)
+        assert torch.allclose(torch.cat([step[i] for step in together]), alone[n:], atol=1e-5)
+
+
+@torch.inference_mode()
+def test_real_smollm2_weights_equal_transformers(smollm2: GgufLlm) -> None:
+    theirs = peer(smollm2.config)
+    tensors = dict(smollm2.tensors())
+    missing, unexpected = theirs.model.load_state_dict(tensors, strict=True)
+    assert not missing and not unexpected
+    with torch.device("meta"):
+        ours = Decoder(smollm2.config)
+    load_strict(ours, tensors, smollm2.path)
+    text = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
+    ids = torch.tensor([smollm2.tokenizer.encode(text)[0]])
+    logits = ours.logits(ours(ours.embed_tokens(ids)))
+    assert torch.allclose(logits, theirs(ids).logits, atol=1e-4, rtol=0)
+
+    expected = theirs.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=24, do_sample=False)
+    cache = KVCache(smollm2.config, 1, CPU, torch.float32)
+    hidden = ours(ours.embed_tokens(ids), cache)
+    generated: list[int] = []
+    while len(generated) < 24 and smollm2.tokenizer.eos_id not in generated:
+        generated.append(int(ours.logits(hidden[0, -1]).argmax()))
+        position = torch.tensor([ids.shape[1] + len(generated) - 1])
+        hidden = ours(ours.embed_tokens(torch.tensor([generated[-1:]])), cache, position)
+    assert generated == expected[0, ids.shape[1] :].tolist()[: len(generated)]
+    assert smollm2.tokenizer.decode(generated) == "The capital of France is Paris."
+
+
+def test_the_cache_refuses_more_than_the_context() -> None:
+    config = random_config(0)
+    from llava.errors import LlavaError
+
+    with pytest.raises(LlavaError, match="context holds 128"):
+        KVCache(config, 1, CPU, torch.float32).reserve(129)

@@ -1,0 +1,95 @@
+"""Vision encoders against independent implementations, and the contract that each must keep."""
+
+import pytest
+import torch
+from efficientnet_lite_pytorch import EfficientNet
+from torch.nn import functional as F
+from transformers import CLIPVisionConfig, CLIPVisionModel
+
+from llava.checkpoints.files import load_strict, read_torch, write_safetensors
+from llava.config import ClipVisionConfig, EfficientNetLiteConfig, VisionConfig
+from llava.errors import LlavaError
+from llava.fetch import fetch
+from llava.models.vision import build_vision_encoder
+from llava.models.vision.clip import ClipVisionEncoder
+from llava.models.vision.efficientnet_lite import EfficientNetLite
+from llava.registry import PARTS
+
+SMALL_CLIP = ClipVisionConfig(
+    image_size=42, patch_size=14, hidden_size=32, intermediate_size=48, num_layers=4, num_heads=4
+)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [SMALL_CLIP, EfficientNetLiteConfig(), EfficientNetLiteConfig(image_size=96, stages=(1, 7), grid=2)],
+    ids=["clip_vit", "efficientnet_lite0", "efficientnet_lite0-2x2"],
+)
+@torch.inference_mode()
+def test_every_encoder_produces_what_it_announces(config: VisionConfig) -> None:
+    encoder = build_vision_encoder(config).eval()
+    features = encoder(torch.randn(2, 3, config.image_size, config.image_size))
+    assert features.shape == (2, encoder.num_tokens, encoder.feature_size)
+
+
+@pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
+@pytest.mark.parametrize(("layer", "select"), [(-2, "patch"), (-1, "cls_patch"), (2, "patch"), (-4, "patch")])
+@torch.inference_mode()
+def test_clip_equals_transformers(
+    activation: str, layer: int, select: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    config = SMALL_CLIP.model_copy(update={"activation": activation, "feature_layer": layer, "feature_select": select})
+    torch.manual_seed(0)
+    theirs = CLIPVisionModel(
+        CLIPVisionConfig(
+            image_size=config.image_size,
+            patch_size=config.patch_size,
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            num_hidden_layers=config.num_layers,
+            num_attention_heads=config.num_heads,
+            hidden_act=activation,
+        )
+    ).eval()
+    for parameter in theirs.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    file = tmp_path_factory.mktemp("clip") / "model.safetensors"
+    write_safetensors(file, theirs.state_dict())
+    ours = ClipVisionEncoder(config).eval()
+    load_strict(ours, ours.state_dict_from(file), file)
+    pixels = torch.randn(2, 3, config.image_size, config.image_size)
+    states = theirs(pixels, output_hidden_states=True).hidden_states
+    expected = states[layer][:, 1:] if select == "patch" else states[layer]
+    assert torch.allclose(ours(pixels), expected, atol=1e-4, rtol=0)
+
+
+def test_clip_refuses_a_layer_that_it_has_not() -> None:
+    with pytest.raises(LlavaError, match="outside the 4 layers"):
+        ClipVisionEncoder(SMALL_CLIP.model_copy(update={"feature_layer": -6}))
+
+
+@pytest.mark.parametrize("size", [224, 160, 97])
+@torch.inference_mode()
+def test_efficientnet_stages_equal_the_package_on_real_weights(size: int) -> None:
+    file = fetch(PARTS["efficientnet-lite0"])
+    theirs = EfficientNet.from_name("efficientnet-lite0", image_size=size).eval()
+    theirs.load_state_dict(read_torch(file))
+    ours = EfficientNetLite(EfficientNetLiteConfig(image_size=size, stages=(1, 2, 3, 4, 5, 6, 7))).eval()
+    load_strict(ours, ours.state_dict_from(file), file)
+    pixels = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    x = F.relu6(theirs._bn0(theirs._conv_stem(pixels)))
+    ends = [0, 2, 4, 7, 10, 14, 15]  # the last block of each stage
+    expected = []
+    for index, block in enumerate(theirs._blocks):
+        x = block(x)
+        if index in ends:
+            expected.append(x)
+    for ours_map, theirs_map in zip(ours.stage_maps(pixels), expected, strict=True):
+        assert torch.allclose(ours_map, theirs_map, atol=1e-4, rtol=1e-5)  # values reach tens: float32's last digits
+
+
+@torch.inference_mode()
+def test_efficientnet_ignores_the_training_mode() -> None:
+    encoder = EfficientNetLite(EfficientNetLiteConfig(image_size=64, grid=2))
+    pixels = torch.randn(2, 3, 64, 64)
+    assert torch.equal(encoder.train()(pixels), encoder.eval()(pixels))

@@ -1,0 +1,103 @@
+"""Every command and snippet shown in the README and docs/ runs. Long ones run cut short, by the arguments below."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "llava/embedded/llava-smol/README.md"]
+ELSEWHERE = ("make ",)  # CI itself runs these targets (.ci/run), or they are `make llava-smol`
+SHORTER = {  # arguments added to a command, by how it begins
+    "llava eval": ["--limit", "10", "--output", "{tmp}/eval"],
+    "llava train recipes/llava-smol-align.yaml": [
+        "output={tmp}/align",
+        "max_steps=1",
+        "batch_size=2",
+        "data.path={tmp}/small/align.json",
+        "data.images={tmp}/data/images",
+    ],
+    "llava train recipes/llava-smol-finetune.yaml": [
+        "output={tmp}/finetune",
+        "max_steps=1",
+        "batch_size=2",
+        "model=llava-smol",
+        "data.path={tmp}/small/finetune.json",
+        "data.images={tmp}/data/images",
+    ],
+    "python scripts/easy_vqa_data.py": ["{tmp}/data"],
+    "python benchmarks/chat.py": ["--repeats", "1", "--tokens", "2"],
+}
+
+
+def blocks(language: str) -> list[str]:
+    return [
+        block
+        for page in PAGES
+        for block in re.findall(
+            rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
+        )
+    ]
+
+
+def commands() -> list[str]:
+    lines = [line.strip() for block in blocks("sh") for line in block.splitlines() if line.strip()]
+    return list(dict.fromkeys(lines))
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+
+
+@pytest.fixture(scope="module")
+def tmp(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with easy-VQA as training data, and its first rows in `small/`."""
+    import json
+
+    folder = tmp_path_factory.mktemp("documentation")
+    subprocess.run([sys.executable, "scripts/easy_vqa_data.py", str(folder / "data")], cwd=ROOT, check=True)
+    (folder / "small").mkdir()
+    for name in ("align.json", "finetune.json"):
+        rows = json.loads((folder / "data" / name).read_text())
+        (folder / "small" / name).write_text(json.dumps(rows[:4]))
+    return folder
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if not c.startswith(ELSEWHERE)])
+def test_a_shown_command_runs(command: str, tmp: Path) -> None:
+    words = shlex.split(command)
+    extra = next((arguments for start, arguments in SHORTER.items() if command.startswith(start)), [])
+    if extra and command.startswith("python scripts/"):
+        words = words[:2]
+    words += [word.replace("{tmp}", str(tmp)) for word in extra]
+    if words[:2] == ["llava", "train"] and "--dry-run" not in words:
+        for name in ("align", "finetune"):  # a finished run is not run again
+            shutil.rmtree(tmp / name, ignore_errors=True)
+    done = subprocess.run(words, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+
+
+@pytest.mark.parametrize("snippet", blocks("python"))
+def test_a_shown_snippet_runs(snippet: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", snippet], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_make_targets_shown_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    shown = {name for page in PAGES for name in re.findall(r"`?make ([a-z-]+)`", page.read_text(encoding="utf-8"))}
+    assert shown and all(re.search(rf"^{name}:", makefile, re.MULTILINE) for name in shown)
+
+
+def test_links_lead_somewhere() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"

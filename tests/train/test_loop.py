@@ -1,0 +1,183 @@
+"""Both stages end to end at small size: what is trained, exact resume, the loss itself."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from llava.assistant import Assistant
+from llava.chat.messages import Image, Message
+from llava.checkpoints.files import read_safetensors
+from llava.checkpoints.native import load_native
+from llava.errors import LlavaError
+from llava.models.llava import IMAGE_TOKEN
+from llava.processor import IGNORE
+from llava.train.log import read_log
+from llava.train.loop import loss_sum, rate_at, set_up, train
+from llava.train.preview import preview
+from llava.train.recipe import Recipe
+from tests.train.helpers import Watcher, recipe_values, write_base, write_data
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_base(tmp_path)
+    write_data(tmp_path)
+    return tmp_path
+
+
+def recipe(folder: Path, **changes: Any) -> Recipe:
+    return Recipe.model_validate(recipe_values(folder, **changes))
+
+
+def finetune(folder: Path, **changes: Any) -> Recipe:
+    values = {"stage": "finetune", "model": str(folder / "out"), "output": str(folder / "out2"), **changes}
+    return recipe(folder, **values)
+
+
+def weights(output: Path) -> dict[str, torch.Tensor]:
+    found = {}
+    for path in sorted(output.glob("**/*.safetensors")):
+        found.update({f"{path.name}:{name}": tensor for name, tensor in read_safetensors(path).items()})
+    return found
+
+
+def test_align_trains_the_projector_alone_and_the_loss_falls(folder: Path) -> None:
+    watcher = Watcher()
+    output = train(recipe(folder, max_steps=40, epochs=9), watcher)
+    assert [log.step for log in watcher.logs] == list(range(1, 41))
+    assert sum(log.loss for log in watcher.logs[-5:]) < 0.8 * sum(log.loss for log in watcher.logs[:5])
+    assert sorted(path.name for path in output.glob("*.safetensors")) == ["projector.safetensors"]
+    assert (output / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert list((output / "tensorboard").glob("events.*"))
+    assert not (output / "checkpoints").exists()
+    assert len(read_log(output / "log.jsonl")) == 40
+    assert Assistant(load_native(output)).chat([Message.user("hi")], max_new_tokens=3) is not None
+
+
+@pytest.mark.parametrize("lora", [None, {"rank": 2, "alpha": 4, "dropout": 0.1}], ids=["full", "lora"])
+def test_finetune_starts_from_align_and_its_output_answers_as_trained(
+    folder: Path, lora: dict[str, Any] | None
+) -> None:
+    train(recipe(folder), Watcher())
+    output = train(finetune(folder, lora=lora, max_steps=60, epochs=20, batch_size=8), Watcher())
+    names = {path.name for path in output.iterdir()}
+    assert ("adapter" in names) == (lora is not None) and ("llm.safetensors" in names) == (lora is None)
+    assistant = Assistant(load_native(output))
+    if lora is None:  # enough capacity to learn the four colours by heart
+        answers = [
+            assistant.chat([Message.user(Image(folder / "images" / f"{i}.png"), "colour?")], max_new_tokens=8)
+            for i in range(4)
+        ]
+        assert answers == ["red", "green", "blue", "black"]
+
+
+@pytest.mark.parametrize("stage", ["align", "finetune"])
+@pytest.mark.parametrize("stop_after", [3, 4])
+def test_an_interrupted_run_goes_on_exactly(folder: Path, stage: str, stop_after: int) -> None:
+    """Killed after step 3 or 4 (checkpoints at 2 and 4), resumed: bit-equal weights and log."""
+    train(recipe(folder), Watcher())
+    changes: dict[str, Any] = {"accumulation": 2, "max_steps": 7, "weight_decay": 0.01}
+    if stage == "finetune":
+        changes |= {"stage": "finetune", "model": str(folder / "out"), "lora": {"rank": 2, "dropout": 0.2}}
+    whole = train(recipe(folder, output=str(folder / "whole"), **changes), Watcher())
+    broken = recipe(folder, output=str(folder / "broken"), **changes)
+    with pytest.raises(KeyboardInterrupt):
+        train(broken, Watcher(stop_after))
+    assert not (folder / "broken" / "projector.safetensors").exists()
+    watcher = Watcher()
+    resumed = train(broken, watcher)
+    assert watcher.logs[0].step == (3 if stop_after == 3 else 5)
+    expected, found = weights(whole), weights(resumed)
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    losses = [[(log.step, log.loss) for log in read_log(path / "log.jsonl")] for path in (whole, resumed)]
+    assert losses[0] == losses[1]
+
+
+def test_a_run_with_another_recipe_is_not_resumed(folder: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe(folder), Watcher(stop_after=3))
+    with pytest.raises(LlavaError, match="another recipe \\(changed: learning_rate\\)"):
+        train(recipe(folder, learning_rate=1e-3), Watcher())
+    train(recipe(folder, learning_rate=1e-3), Watcher(), restart=True)
+    with pytest.raises(LlavaError, match="finished run"):
+        train(recipe(folder, learning_rate=1e-3), Watcher())
+
+
+def test_a_damaged_checkpoint_is_one_clear_error(folder: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe(folder), Watcher(stop_after=3))
+    (state,) = (folder / "out" / "checkpoints").glob("*/optimizer.pt")
+    state.write_bytes(state.read_bytes()[:100])
+    with pytest.raises(LlavaError, match="damaged checkpoint"):
+        train(recipe(folder), Watcher())
+
+
+def test_the_loss_equals_cross_entropy_over_full_logits(folder: Path) -> None:
+    """Also: accumulated micro-batches of any split give the gradient of the whole batch."""
+    run = set_up(finetune(folder, model=recipe_values(folder)["model"]), Watcher())
+    batch = run.batch(list(range(6)))
+    loss = loss_sum(run.model, batch, cached=True)
+    images = run.model.projector(batch.visual).flatten(0, 1)
+    logits = run.model.llm.logits(run.model(batch.ids, images))
+    expected = F.cross_entropy(logits[:, :-1].flatten(0, 1), batch.labels[:, 1:].flatten(), reduction="sum")
+    assert torch.allclose(loss, expected, rtol=1e-5)
+    assert batch.supervised == int((batch.labels[:, 1:] != IGNORE).sum())
+    parts = sum(loss_sum(run.model, run.batch(indices), cached=True) for indices in ([0, 3], [1, 2, 4, 5]))
+    assert torch.allclose(torch.as_tensor(parts), loss, rtol=1e-5)
+
+
+def test_cached_features_are_exact(folder: Path) -> None:
+    cached = set_up(recipe(folder), Watcher())
+    plain = set_up(recipe(folder, cache_features=False), Watcher())
+    indices = list(range(len(cached.data.samples)))
+    losses = [loss_sum(run.model, run.batch(indices), run.cache is not None) for run in (cached, plain)]
+    assert torch.allclose(losses[0], losses[1], rtol=1e-6)
+
+
+def test_workers_give_the_batches_of_one_process(folder: Path) -> None:
+    alone, helped = Watcher(), Watcher()
+    train(recipe(folder, max_steps=3, cache_features=False), alone)
+    train(recipe(folder, max_steps=3, cache_features=False, workers=1, output=str(folder / "w")), helped)
+    assert [log.loss for log in helped.logs] == [log.loss for log in alone.logs]
+
+
+def test_corrupt_pictures_found_late_are_left_out_and_counted(folder: Path) -> None:
+    path = folder / "images" / "5.png"
+    path.write_bytes(path.read_bytes()[:-20])  # the header is whole
+    values = recipe_values(folder, cache_features=False, max_steps=12)
+    values["data"]["max_dropped"] = 0.5
+    output = train(Recipe.model_validate(values), Watcher())
+    assert json.loads((output / "run.json").read_text())["corrupt"] >= 1
+    values["data"]["max_dropped"] = 0.0
+    with pytest.raises(LlavaError, match="1 samples had corrupt images"):
+        train(Recipe.model_validate(values), Watcher(), restart=True)
+
+
+def test_a_dry_run_shows_a_sample_and_trains_nothing(folder: Path) -> None:
+    report = preview(recipe(folder, stage="finetune"), Watcher())
+    assert [piece.kind for piece in report.pieces][:4] == ["context", "image", "context", "supervised"]
+    assert report.pieces[3].text == "red<|im_end|>"
+    assert report.pieces[1].tokens == 1
+    assert (report.rows, report.samples) == (25, 25)
+    assert report.seconds > 0 and report.memory > 0 and 0 < report.trainable < report.parameters
+    assert not (folder / "out" / "projector.safetensors").exists()
+
+
+def test_text_only_and_image_rows_go_into_different_batches(folder: Path) -> None:
+    run = set_up(recipe(folder, stage="finetune"), Watcher())
+    text = next(i for i, sample in enumerate(run.data.samples) if not sample.image_tokens)
+    batch = run.batch([text])
+    assert len(batch.visual) == 0 and not (batch.ids == IMAGE_TOKEN).any()
+    assert loss_sum(run.model, batch, cached=True).isfinite()
+
+
+def test_the_schedule_warms_up_and_falls_to_zero() -> None:
+    rates = [rate_at(step, 100, 0.1) for step in range(100)]
+    assert rates[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
+    assert rates[10] == 1.0 and rates == [*rates[:10], *sorted(rates[10:], reverse=True)]
+    assert rates[-1] < 0.001 and rate_at(0, 1, 0.0) == 1.0
