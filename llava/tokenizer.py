@@ -4,7 +4,7 @@ A special token written in the text (`<|im_end|>`, `</s>`) becomes that token, a
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -42,7 +42,7 @@ class Tokenizer(Protocol):
 class BpeTokenizer:
     """A byte-level BPE of the `tokenizers` library."""
 
-    backend: tokenizers.Tokenizer
+    backend: tokenizers.Tokenizer = field(repr=False)  # a page of text for each token otherwise
     bos_id: int | None
     eos_id: int
 

@@ -6,7 +6,7 @@ writes align.json (a caption a picture, for stage 1), finetune.json (conversatio
 images/. Captions are made from the answers to "what" questions only: yes/no questions may be negated. A picture whose
 questions leave its shape or its colour open is used in stage 2 alone.
 
-Three things keep a small model from learning yes/no questions soon. Three of four ask about something that is not there:
+Three things keep a small model from learning yes/no questions soon. Three of four ask about what is not there:
 a prior that is learned first and stays. Half of them are negated, so that "yes" says nothing about what is in the
 picture until negation is understood as well. And one answer in 25 tokens is a sparse signal. So a picture's
 conversation holds no more questions about what is absent than about what is present, and only half of the negated ones;

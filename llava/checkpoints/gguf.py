@@ -8,7 +8,7 @@ import math
 import mmap
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,7 @@ class GgufLlm:
     config: DecoderConfig
     tokenizer: Tokenizer
     chat_template: str | None  # Jinja, as the file has it
-    header: GgufHeader
+    header: GgufHeader = field(repr=False)
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """The decoder's parameters one by one, dequantized to float32, under Hugging Face's names."""

@@ -47,8 +47,7 @@ class LlavaModel(nn.Module):
         if count != len(image_tokens):
             raise ValueError(f"{count} image placeholders, but {len(image_tokens)} image tokens")
         x: Tensor = self.llm.embed_tokens(ids.masked_fill(is_image, 0))
-        if count == 0:
-            return x
+        # Also without any image: then the projector still takes part in the graph, with a gradient of zero.
         return x.masked_scatter(is_image[..., None], image_tokens.to(x.dtype))
 
     def forward(

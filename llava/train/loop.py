@@ -1,5 +1,6 @@
 """The training loop. One process; what is computed here stays the same when sharding is applied from outside."""
 
+import contextlib
 import itertools
 import json
 import math
@@ -150,51 +151,50 @@ def train(recipe: Recipe, watcher: Watcher, restart: bool = False) -> Path:
     optimizer = torch.optim.AdamW(parameter_groups(model, recipe), lr=recipe.learning_rate)
     progress = Progress(json.loads(recipe.model_dump_json()))
     progress = load_checkpoint(recipe.output, model, optimizer, progress)
-    log = Log(recipe.output, progress.step)
-    batches = _load(run, progress.batches)
-    while progress.step < run.steps:
-        began = time.monotonic()
-        scale = rate_at(progress.step, run.steps, recipe.warmup_ratio)
-        for group in optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * scale
-        taken = list(itertools.islice(batches, recipe.accumulation))
-        progress.corrupt += sum(batch.corrupt for batch in taken)
-        if progress.corrupt > recipe.data.max_dropped * len(run.data.rows):
-            raise LlavaError(
-                f"{progress.corrupt} samples had corrupt images; mend the data or raise data.max_dropped "
-                f"(now {recipe.data.max_dropped})"
+    with contextlib.closing(Log(recipe.output, progress.step)) as log:
+        batches = _load(run, progress.batches)
+        while progress.step < run.steps:
+            began = time.monotonic()
+            scale = rate_at(progress.step, run.steps, recipe.warmup_ratio)
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * scale
+            taken = list(itertools.islice(batches, recipe.accumulation))
+            progress.corrupt += sum(batch.corrupt for batch in taken)
+            if progress.corrupt > recipe.data.max_dropped * len(run.data.rows):
+                raise LlavaError(
+                    f"{progress.corrupt} samples had corrupt images; mend the data or raise data.max_dropped "
+                    f"(now {recipe.data.max_dropped})"
+                )
+            supervised = max(1, sum(batch.supervised for batch in taken))
+            total = 0.0
+            for batch in taken:
+                if batch.supervised == 0:
+                    continue
+                loss = loss_sum(model, batch, run.cache is not None) / supervised
+                loss.backward()  # type: ignore[no-untyped-call]
+                total += loss.item()
+            norm = torch.nn.utils.clip_grad_norm_(list(trainable(model).values()), recipe.max_grad_norm)
+            if not math.isfinite(total) or not math.isfinite(norm.item()):
+                raise LlavaError(f"step {progress.step + 1}: loss {total}, gradient norm {norm}; lower learning_rate")
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            seconds, tokens = time.monotonic() - began, sum(batch.ids.numel() for batch in taken)
+            progress.step += 1
+            progress.batches += recipe.accumulation
+            progress.tokens += tokens
+            progress.seconds += seconds
+            entry = StepLog(
+                progress.step, run.steps, total, recipe.learning_rate * scale, norm.item(), tokens / max(seconds, 1e-9)
             )
-        supervised = max(1, sum(batch.supervised for batch in taken))
-        total = 0.0
-        for batch in taken:
-            if batch.supervised == 0:
-                continue
-            loss = loss_sum(model, batch, run.cache is not None) / supervised
-            loss.backward()  # type: ignore[no-untyped-call]
-            total += loss.item()
-        norm = torch.nn.utils.clip_grad_norm_(list(trainable(model).values()), recipe.max_grad_norm)
-        if not math.isfinite(total) or not math.isfinite(norm.item()):
-            raise LlavaError(f"step {progress.step + 1}: loss {total}, gradient norm {norm}; lower learning_rate")
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        seconds, tokens = time.monotonic() - began, sum(batch.ids.numel() for batch in taken)
-        progress.step += 1
-        progress.batches += recipe.accumulation
-        progress.tokens += tokens
-        progress.seconds += seconds
-        entry = StepLog(
-            progress.step, run.steps, total, recipe.learning_rate * scale, norm.item(), tokens / max(seconds, 1e-9)
-        )
-        log.add(entry)
-        watcher.stepped(entry)
-        if progress.step % recipe.checkpoint_every == 0 and progress.step < run.steps:
-            save_checkpoint(recipe.output, model, optimizer, progress)
-            log.draw()
+            log.add(entry)
+            watcher.stepped(entry)
+            if progress.step % recipe.checkpoint_every == 0 and progress.step < run.steps:
+                save_checkpoint(recipe.output, model, optimizer, progress)
+                log.draw()
+        log.draw()
     save_trained(recipe.output, model, recipe)
     write_text(recipe.output / FINISHED, json.dumps(asdict(progress), indent=1) + "\n")
-    log.draw()
     discard_checkpoints(recipe.output)
-    log.close()
     return recipe.output
 
 
