@@ -75,9 +75,9 @@ def list_row(image: Path, questions: list[Question], rng: random.Random) -> dict
         for answer in {question.answer for question in questions if question.kind == kind}:
             present.append(answer)
             absent += rng.sample([name for name in names if name != answer], 2 if kind == "colour" else 1)
-    names = rng.sample(present + absent, len(present + absent))
-    asked = f"<image>\nwhich of these are in the image? {', '.join(names)}"
-    answer = ", ".join(f"{name} {'yes' if name in present else 'no'}" for name in names)
+    listed = rng.sample(present + absent, len(present + absent))
+    asked = f"<image>\nwhich of these are in the image? {', '.join(listed)}"
+    answer = ", ".join(f"{name} {'yes' if name in present else 'no'}" for name in listed)
     turns = [{"from": "human", "value": asked}, {"from": "gpt", "value": answer}]
     return {"id": f"list-{image.stem}", "image": image.name, "conversations": turns}
 

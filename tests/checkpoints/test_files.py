@@ -70,6 +70,12 @@ def test_random_bytes_are_refused_on_one_line(tmp_path: Path, read: Callable[[Pa
         assert "\n" not in str(caught.value)
 
 
+def test_a_pickle_that_ends_inside_a_number_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"\x80\x02X\x01")  # the unpickler raises struct.error
+    with pytest.raises(LlavaError, match="damaged"):
+        read_torch(tmp_path / "a")
+
+
 @pytest.mark.parametrize("zipped", [True, False])
 def test_a_damaged_state_dict_raises_nothing_but_llava_error(tmp_path: Path, zipped: bool) -> None:
     rng, path, refused = np.random.default_rng(0), tmp_path / "a.pth", 0
@@ -125,8 +131,8 @@ def test_strict_loading_gives_float32_to_a_module_on_meta() -> None:
 
 def test_strict_loading_keeps_integers() -> None:
     norm = nn.BatchNorm1d(2)
-    load_strict(norm, {**norm.state_dict(), "num_batches_tracked": torch.tensor(2**40)}, Path("a"))
-    assert norm.num_batches_tracked.item() == 2**40
+    load_strict(norm, {**norm.state_dict(), "num_batches_tracked": torch.tensor(2**40 + 1)}, Path("a"))
+    assert norm.num_batches_tracked.item() == 2**40 + 1  # float32 would round it
 
 
 def test_strict_loading_lists_missing_unexpected_and_misshaped() -> None:
