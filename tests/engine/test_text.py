@@ -5,10 +5,11 @@ from hypothesis import strategies as st
 
 from llava.checkpoints.gguf import GgufLlm
 from llava.engine.text import TextStream
+from tests.conftest import ENCODABLE
 
 
 @settings(max_examples=100, deadline=None)
-@given(text=st.text(st.characters(codec="utf-8", exclude_characters="\ufffd"), max_size=40))
+@given(text=st.text(ENCODABLE, max_size=40))
 def test_pieces_are_whole_characters_and_make_up_the_text(smollm2: GgufLlm, text: str) -> None:
     stream = TextStream(smollm2.tokenizer)
     pieces = [stream.push(token) for token in smollm2.tokenizer.encode(text)[0]]
