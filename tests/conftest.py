@@ -17,7 +17,6 @@ from llava.models.llava import LlavaModel
 from llava.processor import Processor
 from llava.registry import PARTS
 
-
 # SmolLM2's vocabulary lacks 21 of the 256 bytes, so control characters and planes without assigned characters cannot
 # round-trip: its tokenizer drops them.
 ENCODABLE = st.characters(codec="utf-8", exclude_categories=("Cc", "Cs", "Cn", "Co"), exclude_characters="\ufffd")
