@@ -26,7 +26,7 @@ BENCHMARKS = ("easy-vqa",)
 def run(
     benchmark: Annotated[str, typer.Argument(help=f"One of: {', '.join(BENCHMARKS)}.")],
     model: Annotated[str, typer.Option(help="An embedded name or a folder.")] = "llava-smol",
-    limit: Annotated[int | None, typer.Option(min=1, help="Ask only this many questions, spread over all.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Ask only this many questions, about random images.")] = None,
     output: Annotated[Path | None, typer.Option(help="Default: runs/eval/BENCHMARK-MODEL.")] = None,
     shuffle_images: Annotated[
         bool, typer.Option("--shuffle-images", help="Control: each question is asked about another image.")
@@ -63,7 +63,7 @@ def run(
         assistant = llava.load(model, progress=progress.bytes)
         answers = runner.evaluate(
             assistant,
-            easy_vqa.every(questions, limit),
+            easy_vqa.choose(questions, limit),
             settings,
             where,
             lambda done, total, right: progress.items("answering", done, total, f"{right / done:.1%} right"),

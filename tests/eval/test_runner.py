@@ -10,7 +10,7 @@ from llava.assistant import Assistant
 from llava.chat.messages import Image, Message
 from llava.checkpoints.native import Loaded
 from llava.errors import LlavaError
-from llava.eval.benchmarks.easy_vqa import KINDS, Question, every, is_correct, load_questions, shuffle_images
+from llava.eval.benchmarks.easy_vqa import KINDS, Question, choose, is_correct, load_questions, shuffle_images
 from llava.eval.runner import ANSWERS, Answer, Score, evaluate, scores, write_summary
 
 SETTINGS = {"model": "tiny"}
@@ -77,7 +77,11 @@ def test_easy_vqas_test_split_is_whole() -> None:
     assert len({question.image for question in questions}) == 1000
     assert {question.kind for question in questions} == set(KINDS)
     assert all(question.image.exists() for question in questions[::500])
-    assert len(every(questions, 100)) == 100 and every(questions, None)[-1] == (9672, questions[-1])
+    assert choose(questions, None) == list(enumerate(questions))
+    some = choose(questions, 100)
+    assert len(some) == 100 == len({index for index, _ in some})
+    assert all(questions[index] is question for index, question in some)
+    assert 8 <= len({question.image for _, question in some}) <= 20  # whole pictures: what they share is computed once
 
 
 def test_shuffled_questions_have_another_image() -> None:

@@ -53,11 +53,15 @@ def is_correct(answer: str, expected: str) -> bool:
     return answer.strip().rstrip(".").lower() == expected
 
 
-def every(questions: list[Question], limit: int | None) -> list[tuple[int, Question]]:
-    """The questions with their indices; with a limit, that many, spread evenly over all."""
-    count = len(questions) if limit is None else min(limit, len(questions))
-    chosen = [i * len(questions) // count for i in range(count)]
-    return [(i, questions[i]) for i in chosen]
+def choose(questions: list[Question], limit: int | None, seed: int = 0) -> list[tuple[int, Question]]:
+    """The questions with their indices; with a limit, that many, about pictures chosen at random, all of each."""
+    numbered = list(enumerate(questions))
+    if limit is None:
+        return numbered
+    images = list(dict.fromkeys(question.image for question in questions))
+    random.Random(seed).shuffle(images)
+    order = {image: place for place, image in enumerate(images)}
+    return sorted(numbered, key=lambda pair: order[pair[1].image])[:limit]
 
 
 def shuffle_images(questions: list[Question], seed: int = 0) -> list[Question]:
