@@ -6,11 +6,12 @@ writes align.json (a caption a picture, for stage 1), finetune.json (conversatio
 images/. Captions are made from the answers to "what" questions only: yes/no questions may be negated. A picture whose
 questions leave its shape or its colour open is used in stage 2 alone.
 
-Three things keep a small model from learning yes/no questions soon. Three of four ask about what is not there:
-a prior that is learned first and stays. Half of them are negated, so that "yes" says nothing about what is in the
-picture until negation is understood as well. And one answer in 25 tokens is a sparse signal. So a picture's
-conversation holds no more questions about what is absent than about what is present, and only half of the negated ones;
-and each picture has a second conversation that goes through a list: "red no, circle yes, teal no, ...".
+Three things keep a small model from learning yes/no questions soon. Three of four ask about what is not there: a prior
+that is learned first and stays. Half of them are negated, so that "yes" says nothing about what is in the picture until
+negation is understood as well. And comparing a question with a picture is hard to find where comparing it with words is
+not yet known. So a picture's conversation holds no more questions about what is absent than about what is present, and
+only half of the negated ones; and stage 2 also has conversations in which a caption stands in place of the picture:
+from them the LLM learns to compare within a hundred steps, and what it learned carries over.
 """
 
 import argparse
@@ -20,7 +21,7 @@ import shutil
 from collections import defaultdict
 from pathlib import Path
 
-from llava.eval.benchmarks.easy_vqa import COLOURS, SHAPES, Question, load_questions
+from llava.eval.benchmarks.easy_vqa import Question, load_questions
 from llava.files import atomic_folder
 
 CAPTIONS = (
@@ -35,12 +36,16 @@ CAPTIONS = (
 NEGATED = 0.5  # the fraction of negated questions that is kept
 
 
-def caption_row(image: Path, questions: list[Question], rng: random.Random) -> dict[str, object] | None:
-    """A row with one caption, or None where the questions do not tell both shape and colour."""
+def caption_of(questions: list[Question], rng: random.Random) -> str | None:
+    """A caption of the picture, or None where its questions do not tell both shape and colour."""
     facts = {question.kind: question.answer for question in questions}
     if "shape" not in facts or "colour" not in facts:
         return None
-    caption = rng.choice(CAPTIONS).format(shape=facts["shape"], colour=facts["colour"])
+    return rng.choice(CAPTIONS).format(shape=facts["shape"], colour=facts["colour"])
+
+
+def caption_row(image: Path, caption: str) -> dict[str, object]:
+    """A row for stage 1."""
     turns = [{"from": "human", "value": "<image>\nDescribe the image."}, {"from": "gpt", "value": caption}]
     return {"id": f"caption-{image.stem}", "image": image.name, "conversations": turns}
 
@@ -68,31 +73,16 @@ def balanced(questions: list[Question]) -> list[Question]:
     return kept
 
 
-def list_row(image: Path, questions: list[Question], rng: random.Random) -> dict[str, object]:
-    """A row that says of what is known to be in the picture, and of as much that is not and one more, whether it is."""
-    present, absent = [], []
-    for kind, names in (("shape", SHAPES), ("colour", COLOURS)):
-        for answer in {question.answer for question in questions if question.kind == kind}:
-            present.append(answer)
-            absent += rng.sample([name for name in names if name != answer], 2 if kind == "colour" else 1)
-    listed = rng.sample(present + absent, len(present + absent))
-    asked = f"<image>\nwhich of these are in the image? {', '.join(listed)}"
-    answer = ", ".join(f"{name} {'yes' if name in present else 'no'}" for name in listed)
-    turns = [{"from": "human", "value": asked}, {"from": "gpt", "value": answer}]
-    return {"id": f"list-{image.stem}", "image": image.name, "conversations": turns}
-
-
-def conversation_row(image: Path, questions: list[Question], turns: int, rng: random.Random) -> dict[str, object]:
-    """A conversation of at most `turns` of the picture's questions, in random order."""
+def conversation(questions: list[Question], turns: int, rng: random.Random, first: str) -> list[dict[str, str]]:
+    """At most `turns` of a picture's questions in random order; `first` stands before the first of them."""
     order = balanced([q for q in rng.sample(questions, len(questions)) if not negated(q) or rng.random() < NEGATED])
-    conversation = []
+    said = []
     for index, question in enumerate(order[:turns]):
-        prefix = "<image>\n" if index == 0 else ""
-        conversation += [
-            {"from": "human", "value": prefix + question.text},
+        said += [
+            {"from": "human", "value": (first if index == 0 else "") + question.text},
             {"from": "gpt", "value": question.answer},
         ]
-    return {"id": f"chat-{image.stem}", "image": image.name, "conversations": conversation}
+    return said
 
 
 def main() -> None:
@@ -106,20 +96,21 @@ def main() -> None:
     by_image: dict[Path, list[Question]] = defaultdict(list)
     for question in load_questions("train"):
         by_image[question.image].append(question)
-    captions = [row for image, questions in by_image.items() if (row := caption_row(image, questions, rng))]
-    chats = [conversation_row(image, asked, options.turns, rng) for image, asked in by_image.items()]
-    lists = [
-        list_row(image, asked, rng)
-        for image, asked in by_image.items()
-        if any(question.kind in ("shape", "colour") for question in asked)
-    ]
+    captions, chats, described = [], [], []
+    for image, asked in by_image.items():
+        turns = conversation(asked, options.turns, rng, "<image>\n")
+        chats.append({"id": f"chat-{image.stem}", "image": image.name, "conversations": turns})
+        if caption := caption_of(asked, rng):
+            captions.append(caption_row(image, caption))
+            turns = conversation(asked, options.turns, rng, f"{caption}\n")
+            described.append({"id": f"described-{image.stem}", "conversations": turns})
     with atomic_folder(options.folder) as folder:
         (folder / "images").mkdir()
         for image in by_image:
             shutil.copyfile(image, folder / "images" / image.name)
         (folder / "align.json").write_text(json.dumps(captions, indent=1))
-        (folder / "finetune.json").write_text(json.dumps(chats + lists, indent=1))
-    counts = f"{len(captions)} captions, {len(chats)} conversations, {len(lists)} lists, {len(by_image)} images"
+        (folder / "finetune.json").write_text(json.dumps(chats + described, indent=1))
+    counts = f"{len(by_image)} images, {len(captions)} captions, {len(chats)} conversations, {len(described)} described"
     print(f"{options.folder}: {counts}")
 
 

@@ -31,7 +31,7 @@ SHORTER = {  # arguments added to a command, by how it begins
         "data.images={tmp}/data/images",
     ],
     "python scripts/easy_vqa_data.py": ["{tmp}/data"],
-    "python benchmarks/chat.py": ["--repeats", "1", "--tokens", "2"],
+    "python benchmarks/chat.py": ["--repeats", "1"],
 }
 
 

@@ -75,7 +75,6 @@ class Decoder(nn.Module):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.config = config
-        # from_pretrained: the constructor would fill in random numbers, at length, that loading overwrites
         # given a weight, the constructor does not fill in random numbers, at length, that loading overwrites
         weight = torch.empty(config.vocab_size, config.hidden_size)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, _weight=weight)
