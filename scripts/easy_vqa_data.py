@@ -1,87 +1,105 @@
-"""Make the embedded model's training data from the train split of easy-VQA, as LLaVA's JSON.
+"""Make LLaVA training data of easy-VQA's train split: captions for stage 1, conversations for stage 2.
 
     python scripts/easy_vqa_data.py data/easy-vqa
 
-writes align.json (a caption a picture, for stage 1), finetune.json (conversations of several turns, for stage 2) and
-images/. Captions are made from the answers to "what" questions only: yes/no questions may be negated. A picture whose
-questions leave its shape or its colour open is used in stage 2 alone.
+writes align.json (a caption a picture), finetune.json and images/. What a picture shows is gathered from its questions
+and their answers, beware of negation; pictures whose shape or colour stays open are left out. The questions of stage 2
+are in easy-VQA's own words.
 
-Three things keep a small model from learning yes/no questions soon. Three of four ask about what is not there: a prior
-that is learned first and stays. Half of them are negated, so that "yes" says nothing about what is in the picture until
-negation is understood as well. And comparing a question with a picture is hard to find where comparing it with words is
-not yet known. So a picture's conversation holds no more questions about what is absent than about what is present, and
-only half of the negated ones; and stage 2 also has conversations in which a caption stands in place of the picture:
-from them the LLM learns to compare within a hundred steps, and what it learned carries over.
+easy-VQA's questions as they are teach a small model to answer "yes" or "no" without looking: five of six ask about what
+is not there, and half are negated. So here as many ask about what is there, and fewer are negated; and they stand at
+the beginning of a conversation, before an answer in it tells what the picture shows. Stage 2 also has conversations in
+which a caption stands in place of the picture: from them the LLM learns to compare within a hundred steps.
 """
 
 import argparse
 import json
 import random
+import re
 import shutil
 from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 
-from llava.eval.benchmarks.easy_vqa import Question, load_questions
+from llava.eval.benchmarks.easy_vqa import COLOURS, SHAPES, Question, load_questions
 from llava.files import atomic_folder
 
 CAPTIONS = (
-    "a {colour} {shape}",
-    "This is a {colour} {shape}.",
-    "The image contains a {colour} {shape}.",
-    "There is a {shape} in the image. Its color is {colour}.",
-    "The {shape} is {colour}.",
+    "A {colour} {shape}.",
+    "The image shows a {colour} {shape}.",
+    "There is a {colour} {shape}.",
     "A picture of a {colour} {shape}.",
+    "This is a {shape}. Its color is {colour}.",
+    "One {shape}, colored {colour}.",
+    "The {shape} is {colour}.",
 )
-
-NEGATED = 0.5  # the fraction of negated questions that is kept
-
-
-def caption_of(questions: list[Question], rng: random.Random) -> str | None:
-    """A caption of the picture, or None where its questions do not tell both shape and colour."""
-    facts = {question.kind: question.answer for question in questions}
-    if "shape" not in facts or "colour" not in facts:
-        return None
-    return rng.choice(CAPTIONS).format(shape=facts["shape"], colour=facts["colour"])
+NEGATED = 0.35  # the part of yes/no questions that asks whether something is not there
 
 
-def caption_row(image: Path, caption: str) -> dict[str, object]:
-    """A row for stage 1."""
-    turns = [{"from": "human", "value": "<image>\nDescribe the image."}, {"from": "gpt", "value": caption}]
-    return {"id": f"caption-{image.stem}", "image": image.name, "conversations": turns}
+@dataclass(frozen=True)
+class Shown:
+    """What a picture shows."""
+
+    shape: str
+    colour: str
 
 
-def negated(question: Question) -> bool:
-    """Whether a question asks if something is not there."""
-    return " not " in question.text or " no " in question.text
-
-
-def asks_about_absent(question: Question) -> bool:
-    """Whether a yes/no question asks about a shape or colour that the picture does not have."""
-    return question.kind.startswith("yes/no") and (question.answer == "no") != negated(question)
-
-
-def balanced(questions: list[Question]) -> list[Question]:
-    """The questions, in their order, without the yes/no questions about absent things that are too many."""
-    left = max(1, sum(q.kind.startswith("yes/no") and not asks_about_absent(q) for q in questions))
-    kept = []
+def facts(questions: list[Question]) -> Shown | None:
+    """What a picture shows, as its questions and answers tell it, or None where they leave something open."""
+    named: set[str] = set()
     for question in questions:
-        if asks_about_absent(question):
-            left -= 1
-            if left < 0:
-                continue
-        kept.append(question)
-    return kept
+        if question.answer not in ("yes", "no"):
+            named |= {question.answer, *words(question.text)}
+        elif (question.answer == "yes") != negated(question.text):
+            named |= set(words(question.text))
+    shapes, colours = named & set(SHAPES), named & set(COLOURS)
+    return Shown(shapes.pop(), colours.pop()) if len(shapes) == len(colours) == 1 else None
 
 
-def conversation(questions: list[Question], turns: int, rng: random.Random, first: str) -> list[dict[str, str]]:
-    """At most `turns` of a picture's questions in random order; `first` stands before the first of them."""
-    order = balanced([q for q in rng.sample(questions, len(questions)) if not negated(q) or rng.random() < NEGATED])
-    said = []
-    for index, question in enumerate(order[:turns]):
-        said += [
-            {"from": "human", "value": (first if index == 0 else "") + question.text},
-            {"from": "gpt", "value": question.answer},
+def words(text: str) -> list[str]:
+    """The shapes and colours that a question names."""
+    return [word for word in re.findall(r"\w+", text) if word in SHAPES + COLOURS]
+
+
+def negated(text: str) -> bool:
+    """Whether a question asks if something is not there."""
+    return " not " in text or " no " in text
+
+
+def wordings(questions: list[Question]) -> dict[str, list[str]]:
+    """How easy-VQA asks, by kind of question, with {shape} and {colour} for the names."""
+    found: dict[str, dict[str, None]] = defaultdict(dict)
+    for question in questions:
+        text = question.text
+        for name in words(text):
+            text = text.replace(name, "{shape}" if name in SHAPES else "{colour}")
+        found[question.kind][text] = None
+    return {kind: sorted(texts) for kind, texts in found.items()}
+
+
+def yes_no(kind: str, shown: Shown, asked: dict[str, list[str]], rng: random.Random) -> tuple[str, str]:
+    """A question whether there is a shape or colour, and its answer; every second time it is there."""
+    names, true = (SHAPES, shown.shape) if kind == "yes/no shape" else (COLOURS, shown.colour)
+    present, negate = rng.random() < 0.5, rng.random() < NEGATED
+    name = true if present else rng.choice([name for name in names if name != true])
+    text = rng.choice([text for text in asked[kind] if negated(text) == negate])
+    return text.format(shape=name, colour=name), "yes" if present != negate else "no"
+
+
+def conversation(shown: Shown, asked: dict[str, list[str]], rng: random.Random, first: str) -> list[dict[str, str]]:
+    """Two yes/no questions and, after or before them, one for a name; `first` stands before the first of them."""
+    naming = rng.choice(
+        [
+            (rng.choice(asked["shape"]).format(colour=shown.colour), shown.shape),
+            (rng.choice(asked["colour"]).format(shape=shown.shape), shown.colour),
         ]
+    )
+    turns = [yes_no(kind, shown, asked, rng) for kind in rng.sample(["yes/no shape", "yes/no colour"], 2)]
+    turns.insert(0 if rng.random() < 0.25 else 2, naming)
+    said = [
+        {"from": speaker, "value": text} for turn in turns for speaker, text in zip(("human", "gpt"), turn, strict=True)
+    ]
+    said[0]["value"] = first + said[0]["value"]
     return said
 
 
@@ -89,29 +107,34 @@ def main() -> None:
     """Write the data set into the folder given on the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--turns", type=int, default=5, help="questions a conversation (default 5)")
+    parser.add_argument("--conversations", type=int, default=2, help="conversations a picture (default 2)")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     rng = random.Random(options.seed)
+    questions = load_questions("train")
+    asked = wordings(questions)
     by_image: dict[Path, list[Question]] = defaultdict(list)
-    for question in load_questions("train"):
+    for question in questions:
         by_image[question.image].append(question)
-    captions, chats, described = [], [], []
-    for image, asked in by_image.items():
-        turns = conversation(asked, options.turns, rng, "<image>\n")
-        chats.append({"id": f"chat-{image.stem}", "image": image.name, "conversations": turns})
-        if caption := caption_of(asked, rng):
-            captions.append(caption_row(image, caption))
-            turns = conversation(asked, options.turns, rng, f"{caption}\n")
-            described.append({"id": f"described-{image.stem}", "conversations": turns})
+    shown = {image: found for image, about in by_image.items() if (found := facts(about))}
+    align: list[dict[str, object]] = []
+    finetune: list[dict[str, object]] = []
+    for image, what in shown.items():
+        caption = rng.choice(CAPTIONS).format(shape=what.shape, colour=what.colour)
+        turns = [{"from": "human", "value": "<image>\nDescribe the image."}, {"from": "gpt", "value": caption}]
+        align.append({"id": f"caption-{image.stem}", "image": image.name, "conversations": turns})
+        for index in range(options.conversations):
+            turns = conversation(what, asked, rng, "<image>\n")
+            finetune.append({"id": f"chat-{image.stem}-{index}", "image": image.name, "conversations": turns})
+        turns = conversation(what, asked, rng, f"{caption}\n")
+        finetune.append({"id": f"described-{image.stem}", "conversations": turns})
     with atomic_folder(options.folder) as folder:
         (folder / "images").mkdir()
-        for image in by_image:
+        for image in shown:
             shutil.copyfile(image, folder / "images" / image.name)
-        (folder / "align.json").write_text(json.dumps(captions, indent=1))
-        (folder / "finetune.json").write_text(json.dumps(chats + described, indent=1))
-    counts = f"{len(by_image)} images, {len(captions)} captions, {len(chats)} conversations, {len(described)} described"
-    print(f"{options.folder}: {counts}")
+        (folder / "align.json").write_text(json.dumps(align, indent=1))
+        (folder / "finetune.json").write_text(json.dumps(finetune, indent=1))
+    print(f"{options.folder}: {len(shown)} images and captions, {len(finetune)} conversations")
 
 
 if __name__ == "__main__":
