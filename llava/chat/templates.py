@@ -69,33 +69,78 @@ _VICUNA = Template(
     after_answer="</s>",
 )
 
+_CHATML = Template(
+    "chatml",
+    system="You are a helpful AI assistant named SmolLM, trained by Hugging Face",
+    before_system="<|im_start|>system\n",
+    after_system="<|im_end|>\n",
+    before_user="<|im_start|>user\n",
+    after_user="<|im_end|>\n<|im_start|>assistant\n",
+    after_answer="<|im_end|>",
+    between="\n",
+)
+
+_CHATML_TIGHT = replace(  # ChatML without its line breaks: how the original's MPT style joins turns
+    _CHATML,
+    name="chatml_direct",
+    system="Answer the questions.",
+    after_system="<|im_end|>",
+    after_user="<|im_end|><|im_start|>assistant\n",
+    between="",
+)
+
+_LANGUAGE_AND_VISION = (
+    "You are a helpful language and vision assistant. You are able to understand the visual content "
+    "that the user provides, and assist the user with a variety of tasks using natural language."
+)
+
+_LLAMA_2 = Template(
+    "llava_llama_2",
+    system=_LANGUAGE_AND_VISION,
+    before_system="[INST] <<SYS>>\n",
+    after_system="\n<</SYS>>\n\n",
+    before_user="<s>[INST] ",
+    first_user="",
+    after_user=" [/INST]",
+    before_answer=" ",
+    after_answer=" </s>",
+)
+
 TEMPLATES = {
     template.name: template
     for template in (
         Template("plain", after_answer="\n", prompt_is_dropped=True),
-        Template(
-            "chatml",
-            system="You are a helpful AI assistant named SmolLM, trained by Hugging Face",
-            before_system="<|im_start|>system\n",
-            after_system="<|im_end|>\n",
-            before_user="<|im_start|>user\n",
-            after_user="<|im_end|>\n<|im_start|>assistant\n",
-            after_answer="<|im_end|>",
-            between="\n",
+        _CHATML,
+        replace(_CHATML, name="qwen_1_5", system="You are a helpful assistant."),
+        replace(_CHATML, name="qwen_2", system="You are a helpful assistant."),
+        _CHATML_TIGHT,
+        replace(
+            _CHATML_TIGHT,
+            name="mpt",
+            system="A conversation between a user and an LLM-based AI assistant. "
+            "The assistant gives helpful and honest answers.",
         ),
         _VICUNA,
         replace(_VICUNA, name="llava_v1", system=_CURIOUS.format("human")),
         Template(
-            "llava_llama_2",
-            system="You are a helpful language and vision assistant. You are able to understand the visual content "
-            "that the user provides, and assist the user with a variety of tasks using natural language.",
-            before_system="[INST] <<SYS>>\n",
-            after_system="\n<</SYS>>\n\n",
-            before_user="<s>[INST] ",
-            first_user="",
-            after_user=" [/INST]",
+            "llava_v0",
+            system=_CURIOUS.format("human"),
+            after_system="###",
+            before_user="Human: ",
+            after_user="###Assistant:",
             before_answer=" ",
-            after_answer=" </s>",
+            after_answer="###",
+        ),
+        _LLAMA_2,
+        replace(_LLAMA_2, name="mistral_instruct", system="", before_user="[INST] ", first_user="[INST] "),
+        Template(
+            "llava_llama_3",
+            system=_LANGUAGE_AND_VISION,
+            before_system="<|start_header_id|>system<|end_header_id|>\n\n",
+            after_system="<|eot_id|>",
+            before_user="<|start_header_id|>user<|end_header_id|>\n\n",
+            after_user="<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+            after_answer="<|eot_id|>",
         ),
     )
 }

@@ -18,6 +18,8 @@ from llava.tokenizer import SentencePieceTokenizer
 
 ORACLES = Path(__file__).parents[1] / "oracles"
 SENTENCEPIECE = Path(mistral_common.__file__).parent / "data" / "tokenizer.model.v1"
+ORIGINALS = ["llava_v0", "llava_v1", "vicuna_v1", "llava_llama_2", "mistral_instruct", "chatml_direct", "mpt"]
+NEXT = ["qwen_1_5", "qwen_2", "chatml_direct", "mistral_instruct", "vicuna_v1"]
 ROLES: dict[str, Any] = {"human": "user", "gpt": "assistant"}
 
 
@@ -41,7 +43,7 @@ def processor(template: str, legacy: bool, images_first: bool) -> Processor:
 
 
 @pytest.mark.parametrize("legacy", [True, False])
-@pytest.mark.parametrize("name", ["vicuna_v1", "llava_v1", "llava_llama_2"])
+@pytest.mark.parametrize("name", ORIGINALS)
 def test_prompts_and_ids_equal_the_originals(name: str, legacy: bool) -> None:
     rows = [row for row in oracle("prompts.json") if row["template"] == name]
     ours = processor(name, legacy, images_first=False)
@@ -51,6 +53,15 @@ def test_prompts_and_ids_equal_the_originals(name: str, legacy: bool) -> None:
         bos = "<s>" if name == "llava_llama_2" else ""
         assert text == row["prompt"].removeprefix(bos)
         assert ours.prompt(turns, [1] * 9).ids == row[f"ids_legacy_{str(legacy).lower()}"]
+    assert len(rows) == 30
+
+
+@pytest.mark.parametrize("name", NEXT)
+def test_prompts_equal_llava_nexts(name: str) -> None:
+    rows = [row for row in oracle("prompts_next.json") if row["template"] == name]
+    for row in rows:
+        segments = render(get_template(name), messages(row["conversation"]))
+        assert "".join("<image>" if isinstance(s, ImageSlot) else s.text for s in segments) == row["prompt"]
     assert len(rows) == 30
 
 
@@ -73,7 +84,21 @@ def test_chatml_equals_the_template_in_the_gguf(smollm2: GgufLlm) -> None:
     assert "".join(s.text for s in render(get_template("chatml"), turns) if isinstance(s, Text)) == expected
 
 
-@pytest.mark.parametrize("name", [name for name in TEMPLATES if name != "plain"])
+def test_llava_llama_3_equals_llama_3s_published_template() -> None:
+    jinja = (  # of Meta's Llama-3-8B-Instruct; its begin-of-text token is the tokenizer's, not the template's
+        "{% for message in messages %}{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' + "
+        "message['content'] | trim + '<|eot_id|>' }}{% endfor %}"
+        "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}"
+    )
+    template = get_template("llava_llama_3")
+    turns = [Message.user("Hi there"), Message.assistant("Hello!"), Message.user("What is 3 + 4?")]
+    plain = [{"role": turn.role, "content": turn.content[0]} for turn in (Message.system(template.system), *turns)]
+    (expected,), _ = render_jinja_template([plain], chat_template=jinja)
+    assert "".join(s.text for s in render(template, turns) if isinstance(s, Text)) == expected
+
+
+# Not llava_llama_3: its "\n\n" before an answer is one token for Llama 3's tokenizer only.
+@pytest.mark.parametrize("name", [name for name in TEMPLATES if name not in ("plain", "llava_llama_3")])
 def test_the_generation_prompt_is_the_beginning_of_what_is_trained(name: str, smollm2: GgufLlm) -> None:
     ours = Processor(smollm2.tokenizer, ImageConfig(size=28), 4, name, None, True)
     question, answer = Message.user(Image("x.png"), "What is it?"), Message.assistant("A cat.")
