@@ -142,5 +142,5 @@ def test_a_conversation_that_does_not_alternate_is_refused(turns: list[Message])
 
 
 def test_an_unknown_template_lists_the_choices() -> None:
-    with pytest.raises(LlavaError, match="choose one of: plain, chatml, vicuna_v1"):
+    with pytest.raises(LlavaError, match="choose one of: plain, chatml, qwen_1_5"):
         get_template("vicuna")
