@@ -63,14 +63,45 @@ class EfficientNetLiteConfig(Strict):
 VisionConfig = Annotated[ClipVisionConfig | EfficientNetLiteConfig, Field(discriminator="type")]
 
 
+class TilingConfig(Strict):
+    """Dynamic resolution (LLaVA 1.6): a picture is cut into tiles, beside a view of the whole.
+
+    pinpoints: the resolutions (width, height) to choose from; where two tie, the first is taken.
+    merge: `flat` keeps all tiles' features one after the other; `spatial` joins them to one plane; `spatial_unpad` also
+    cuts off what shows only padding, and ends every row with the newline token.
+    max_tiles: reduce a plane that is larger than so many tiles (`anyres_max_N`).
+    rounding: of the lengths after unpadding, as the `original` or as `hf` does it.
+    """
+
+    pinpoints: tuple[tuple[int, int], ...]
+    merge: Literal["flat", "spatial", "spatial_unpad"] = "spatial_unpad"
+    max_tiles: int | None = None
+    rounding: Literal["original", "hf"] = "original"
+
+
+class VideoConfig(Strict):
+    """How a video's frames become tokens (LLaVA-NeXT-Video).
+
+    pool: how `stride` x `stride` features become one, `before` or `after` the projector.
+    newline: the newline token after every `row`, every `frame`, at the end (`one_token`), or nowhere.
+    """
+
+    stride: int = 2
+    pool: Literal["average", "max", "bilinear"] = "average"
+    where: Literal["before", "after"] = "before"
+    newline: Literal["none", "row", "frame", "one_token"] = "none"
+
+
 class ImageConfig(Strict):
     """How a picture becomes the square of pixels that the vision encoder takes.
 
     aspect: `pad` to a square with the mean colour (LLaVA 1.5), `crop` the centre (CLIP), or `squash`.
+    tiling: cut it into several squares instead; then `aspect` is not used.
     mean, std: per channel, for pixels scaled to 0..1.
     """
 
     size: int
+    tiling: TilingConfig | None = None
     aspect: Literal["pad", "crop", "squash"] = "pad"
     mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)  # CLIP's
     std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from llava.config import ImageConfig
 from llava.errors import LlavaError
+from llava.media.tiling import best_resolution, padded_size
 
 MAX_BYTES = 64 << 20  # of a file
 MAX_PIXELS = 64_000_000  # once decoded: 256 MB at most
@@ -110,6 +111,24 @@ def _check_pixels(name: str, picture: PIL.Image.Image) -> None:
         raise LlavaError(f"{name}: has no pixels ({width}x{height})")
 
 
+def views_of(picture: PIL.Image.Image, config: ImageConfig) -> Tensor:
+    """An RGB picture to the views that the encoder sees (views, 3, size, size), as `image_layout` counts them.
+
+    With tiling: the whole picture squashed to a square, then the tiles, row by row, of the picture padded with black.
+    Source: haotian-liu/LLaVA llava/mm_utils.py (`process_anyres_image`).
+    """
+    if config.tiling is None:
+        return pixels_of(picture, config)[None]
+    size = config.size
+    best = best_resolution(picture.size, config.tiling.pinpoints)
+    fitted = picture.resize(padded_size(picture.size, best))
+    canvas = PIL.Image.new("RGB", best)
+    canvas.paste(fitted, ((best[0] - fitted.width) // 2, (best[1] - fitted.height) // 2))
+    corners = [(x, y) for y in range(0, best[1], size) for x in range(0, best[0], size)]
+    tiles = [canvas.crop((x, y, x + size, y + size)) for x, y in corners]
+    return torch.stack([_normalised(view, config) for view in (picture.resize((size, size)), *tiles)])
+
+
 def pixels_of(picture: PIL.Image.Image, config: ImageConfig) -> Tensor:
     """An RGB picture to normalised pixels (3, size, size), float32.
 
@@ -122,6 +141,10 @@ def pixels_of(picture: PIL.Image.Image, config: ImageConfig) -> Tensor:
         picture = picture.resize((config.size, config.size), PIL.Image.Resampling.BICUBIC)
     else:
         picture = _resize_and_crop(picture, config.size)
+    return _normalised(picture, config)
+
+
+def _normalised(picture: PIL.Image.Image, config: ImageConfig) -> Tensor:
     array = (np.asarray(picture) * (1 / 255)).astype(np.float32)  # (size, size, 3)
     mean, std = np.array(config.mean, np.float32), np.array(config.std, np.float32)
     return torch.from_numpy(((array - mean) / std).transpose(2, 0, 1).copy())
