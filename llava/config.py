@@ -19,8 +19,32 @@ class Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
+class RopeScaling(Strict):
+    """How rotary positions reach past the context that the LLM was pre-trained with; see llava.models.rope.
+
+    original_positions: that context, where it is not the decoder's `max_positions`. The other fields are those of one
+    kind each: low_freq_factor and high_freq_factor of llama3, the rest of yarn.
+    """
+
+    type: Literal["linear", "dynamic", "llama3", "yarn"]
+    factor: float
+    original_positions: int | None = None
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float | None = None
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    truncate: bool = True
+
+
 class DecoderConfig(Strict):
-    """A LLaMA-shaped decoder (Touvron et al. 2023; grouped-query attention: Ainslie et al. 2023)."""
+    """A LLaMA-shaped decoder (Touvron et al. 2023; grouped-query attention: Ainslie et al. 2023).
+
+    qkv_bias: Qwen2. out_bias: with it, Llama's `attention_bias`. qk_norm: Qwen3. sliding_window: Mistral 0.1; each
+    token attends to so many, itself included.
+    """
 
     vocab_size: int
     hidden_size: int
@@ -33,6 +57,11 @@ class DecoderConfig(Strict):
     norm_eps: float
     max_positions: int
     tie_embeddings: bool
+    rope_scaling: RopeScaling | None = None
+    qkv_bias: bool = False
+    out_bias: bool = False
+    qk_norm: bool = False
+    sliding_window: int | None = None
 
 
 class ClipVisionConfig(Strict):
@@ -51,6 +80,21 @@ class ClipVisionConfig(Strict):
     feature_select: Literal["patch", "cls_patch"] = "patch"  # "patch" drops the CLS token
 
 
+class SiglipVisionConfig(Strict):
+    """SigLIP's vision transformer (Zhai et al. 2023): no CLS token. The fields are CLIP's."""
+
+    type: Literal["siglip_vit"] = "siglip_vit"
+    image_size: int = 384
+    patch_size: int = 14
+    hidden_size: int = 1152
+    intermediate_size: int = 4304
+    num_layers: int = 27
+    num_heads: int = 16
+    activation: Literal["gelu_tanh"] = "gelu_tanh"
+    norm_eps: float = 1e-6
+    feature_layer: int = -2
+
+
 class EfficientNetLiteConfig(Strict):
     """EfficientNet-Lite0, read out as a grid of the outputs of several of its seven stages."""
 
@@ -60,7 +104,7 @@ class EfficientNetLiteConfig(Strict):
     grid: int = 4  # features are average-pooled to grid x grid tokens
 
 
-VisionConfig = Annotated[ClipVisionConfig | EfficientNetLiteConfig, Field(discriminator="type")]
+VisionConfig = Annotated[ClipVisionConfig | SiglipVisionConfig | EfficientNetLiteConfig, Field(discriminator="type")]
 
 
 class TilingConfig(Strict):

@@ -53,10 +53,15 @@ class KVCache:
         self._positions = positions
         tokens = positions.shape[-1]
         shared = positions.dim() == 1
-        if shared and (self._start == 0 or tokens == 1):
+        window = self._config.sliding_window
+        beyond = window is not None and self._end > window
+        if shared and (self._start == 0 or tokens == 1) and not beyond:
             self.mask = None
         else:
-            visible = torch.arange(self._end, device=positions.device) <= positions[..., None]  # (T, S) or (B, T, S)
+            slots = torch.arange(self._end, device=positions.device)
+            visible = slots <= positions[..., None]  # (T, S) or (B, T, S)
+            if window is not None:
+                visible &= slots > positions[..., None] - window
             self.mask = visible[None, None] if shared else visible[:, None]
 
     def write(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

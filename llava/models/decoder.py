@@ -1,7 +1,7 @@
-"""A LLaMA-shaped decoder: Llama, Vicuna, Yi, SmolLM. Parameter names are Hugging Face's.
+"""A LLaMA-shaped decoder: Llama, Vicuna, Yi, Mistral, Qwen2, Qwen3, SmolLM. Parameter names are Hugging Face's.
 
 It maps embeddings to hidden states; `logits` is a separate step, so that callers compute it only where needed.
-Oracle: transformers' `LlamaForCausalLM` (tests/models/test_decoder.py).
+Oracle: transformers' models of these families (tests/models/test_decoder.py).
 """
 
 import torch
@@ -10,26 +10,34 @@ from torch.nn import functional as F
 
 from llava.config import DecoderConfig
 from llava.models.cache import KVCache
+from llava.models.rope import rope_tables, rotate
 
 
 class Attention(nn.Module):
-    """Grouped-query attention with rotary positions."""
+    """Grouped-query attention with rotary positions, over all tokens or a sliding window."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.num_heads, self.num_kv_heads, self.head_dim = config.num_heads, config.num_kv_heads, config.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, config.num_heads * config.head_dim, bias=False)
-        self.k_proj = nn.Linear(config.hidden_size, config.num_kv_heads * config.head_dim, bias=False)
-        self.v_proj = nn.Linear(config.hidden_size, config.num_kv_heads * config.head_dim, bias=False)
-        self.o_proj = nn.Linear(config.num_heads * config.head_dim, config.hidden_size, bias=False)
+        self.q_proj = nn.Linear(config.hidden_size, config.num_heads * config.head_dim, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(config.hidden_size, config.num_kv_heads * config.head_dim, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(config.hidden_size, config.num_kv_heads * config.head_dim, bias=config.qkv_bias)
+        self.o_proj = nn.Linear(config.num_heads * config.head_dim, config.hidden_size, bias=config.out_bias)
+        self.q_norm = nn.RMSNorm(config.head_dim, eps=config.norm_eps) if config.qk_norm else None
+        self.k_norm = nn.RMSNorm(config.head_dim, eps=config.norm_eps) if config.qk_norm else None
+        self.sliding_window = config.sliding_window
 
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], cache: KVCache | None, layer: int) -> Tensor:
         B, T, _ = x.shape
-        q = self.q_proj(x).view(B, T, self.num_heads, self.head_dim).transpose(1, 2)  # (B, H, T, Dh)
-        k = self.k_proj(x).view(B, T, self.num_kv_heads, self.head_dim).transpose(1, 2)  # (B, Hkv, T, Dh)
-        v = self.v_proj(x).view(B, T, self.num_kv_heads, self.head_dim).transpose(1, 2)
-        q, k = _rotate(q, *rope), _rotate(k, *rope)
+        q = self.q_proj(x).view(B, T, self.num_heads, self.head_dim)
+        k = self.k_proj(x).view(B, T, self.num_kv_heads, self.head_dim)
+        v = self.v_proj(x).view(B, T, self.num_kv_heads, self.head_dim).transpose(1, 2)  # (B, Hkv, T, Dh)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = rotate(q.transpose(1, 2), *rope), rotate(k.transpose(1, 2), *rope)
         mask = None
+        if cache is None and self.sliding_window is not None and self.sliding_window < T:
+            mask = torch.ones(T, T, dtype=torch.bool, device=x.device).tril().triu(1 - self.sliding_window)
         if cache is not None:
             k, v = cache.write(layer, k, v)  # (B, Hkv, S, Dh)
             mask = cache.mask
@@ -94,7 +102,7 @@ class Decoder(nn.Module):
             positions = torch.arange(x.shape[1], device=x.device)
         if cache is not None:
             cache.begin(positions)
-        rope = rope_tables(positions, self.config.head_dim, self.config.rope_theta, x.dtype)
+        rope = rope_tables(positions, self.config, x.dtype)
         for layer, block in enumerate(self.layers):
             x = block(x, rope, cache, layer)
         out: Tensor = self.norm(x)
@@ -104,17 +112,3 @@ class Decoder(nn.Module):
         """Hidden states (..., D) to scores over the vocabulary (..., V)."""
         head = self.embed_tokens if self.lm_head is None else self.lm_head
         return F.linear(hidden, head.weight)
-
-
-def rope_tables(positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (1 or B, 1, T, Dh) of rotary positions (Su et al. 2021), halves concatenated as in HF."""
-    exponents = torch.arange(0, head_dim, 2, device=positions.device).float() / head_dim
-    angles = positions.float()[..., None] * (1.0 / theta**exponents)  # (T, Dh/2) or (B, T, Dh/2)
-    angles = torch.cat((angles, angles), dim=-1)
-    angles = angles[None, None] if positions.dim() == 1 else angles[:, None]
-    return angles.cos().to(dtype), angles.sin().to(dtype)
-
-
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-second, first), dim=-1) * sin

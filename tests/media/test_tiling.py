@@ -79,7 +79,12 @@ def test_the_order_of_hf_gives_other_grids_where_small_pictures_tie() -> None:
         size: [image_layout(size, tiling, 336, 576).num_tokens for tiling in (original, hf)]
         for size in [(161, 184), (200, 300), (300, 200), (640, 480)]
     }
-    assert counts == {(161, 184): [1276, 1128], (200, 300): [1476, 984], (300, 200): [976, 1464], (640, 480): [2340] * 2}
+    assert counts == {
+        (161, 184): [1276, 1128],
+        (200, 300): [1476, 984],
+        (300, 200): [976, 1464],
+        (640, 480): [2340] * 2,
+    }
 
 
 def test_without_tiling_every_picture_takes_as_many() -> None:

@@ -1,12 +1,17 @@
-"""The decoder against transformers' LlamaForCausalLM: random small configurations, and the real SmolLM2 weights."""
+"""The decoder against transformers' models: random small configurations of each family, and the real SmolLM2."""
+
+import json
+from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from llava.checkpoints.files import load_strict
 from llava.checkpoints.gguf import GgufLlm
+from llava.checkpoints.hf_config import decoder_config
 from llava.config import DecoderConfig
+from llava.errors import LlavaError
 from llava.models.cache import KVCache
 from llava.models.decoder import Decoder
 
@@ -114,6 +119,79 @@ def test_rows_of_different_length_do_not_influence_each_other() -> None:
         assert torch.allclose(torch.cat([step[i] for step in together]), alone[n:], atol=1e-5)
 
 
+SHAPE = {
+    "vocab_size": 101,
+    "hidden_size": 96,
+    "intermediate_size": 40,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.1,
+}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+LLAMA_3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {"model_type": "llama"},
+    "llama with biases": {"model_type": "llama", "attention_bias": True},
+    "llama 3": {"model_type": "llama", "rope_theta": 500000.0},
+    "linear": {"model_type": "llama", "rope_scaling": {"rope_type": "linear", "factor": 2.0}},
+    "dynamic": {"model_type": "llama", "rope_scaling": {"rope_type": "dynamic", "factor": 2.0}},
+    "llama 3.1": {"model_type": "llama", "rope_scaling": {**LLAMA_3, "original_max_position_embeddings": 16}},
+    "yarn": {"model_type": "qwen2", "rope_scaling": YARN},
+    "yarn, weighted": {"model_type": "qwen2", "rope_scaling": {**YARN, "mscale": 0.7, "mscale_all_dim": 1.1}},
+    "yarn, not truncated": {"model_type": "llama", "rope_scaling": {**YARN, "truncate": False, "beta_fast": 8}},
+    "mistral": {"model_type": "mistral", "sliding_window": None},
+    "mistral with a window": {"model_type": "mistral", "sliding_window": 7},
+    "qwen2": {"model_type": "qwen2", "rope_theta": 1000000.0, "tie_word_embeddings": True},
+    "qwen3": {"model_type": "qwen3"},
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@torch.inference_mode()
+def test_every_family_equals_transformers(name: str) -> None:
+    """From its published kind of config: whole passes, passes in parts with a cache, and past the trained context."""
+    values = {**SHAPE, **FAMILIES[name]}
+    if "rope_scaling" in values:
+        values["rope_scaling"] = {**values["rope_scaling"], "rope_theta": 10000.0}
+    torch.manual_seed(0)
+    theirs = AutoModelForCausalLM.from_config(AutoConfig.for_model(**values)).eval()
+    for key, parameter in theirs.named_parameters():
+        if key.endswith(("bias", "norm.weight")):
+            torch.nn.init.normal_(parameter, mean=1.0, std=0.3)
+    published = json.loads(json.dumps({**SHAPE, **FAMILIES[name]}))
+    for config in (decoder_config(published, name), decoder_config(theirs.config.to_dict(), name)):
+        ours = ours_of(config, theirs)
+        for length in (1, 5, 17, 64):
+            ids = torch.randint(config.vocab_size, (2, length))
+            logits = ours.logits(ours(ours.embed_tokens(ids)))
+            theirs_logits = theirs(ids).logits
+            assert torch.allclose(logits, theirs_logits, atol=1e-4, rtol=0)
+        if name != "dynamic":  # it turns earlier keys otherwise as the sequence grows: parts differ from the whole
+            cache = KVCache(config, 2, CPU, torch.float32)
+            x = ours.embed_tokens(ids)
+            parts = [ours(x[:, a:b], cache, torch.arange(a, b)) for a, b in ((0, 20), (20, 21), (21, 63), (63, 64))]
+            assert torch.allclose(ours.logits(torch.cat(parts, dim=1)), theirs_logits, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_type": "gpt2"}, "type 'gpt2' are not supported; these are: llama, mistral, qwen2, qwen3"),
+        ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported"),
+        ({"model_type": "qwen2", "use_sliding_window": True}, "use_sliding_window"),
+        ({"rope_scaling": {"rope_type": "longrope", "factor": 2}}, "rope scaling: key 'type'"),
+        ({"hidden_size": "big", "head_dim": 4}, "key 'hidden_size'"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config"),
+    ],
+)
+def test_what_is_not_supported_is_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(LlavaError, match=message):
+        decoder_config({**SHAPE, **change}, "config.json")
+
+
 @torch.inference_mode()
 def test_real_smollm2_weights_equal_transformers(smollm2: GgufLlm) -> None:
     theirs = peer(smollm2.config)
@@ -142,7 +220,5 @@ def test_real_smollm2_weights_equal_transformers(smollm2: GgufLlm) -> None:
 
 def test_the_cache_refuses_more_than_the_context() -> None:
     config = random_config(0)
-    from llava.errors import LlavaError
-
     with pytest.raises(LlavaError, match="context holds 128"):
         KVCache(config, 1, CPU, torch.float32).reserve(129)

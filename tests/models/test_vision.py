@@ -1,29 +1,36 @@
 """Vision encoders against independent implementations, and the contract that each must keep."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from efficientnet_lite_pytorch import EfficientNet
 from torch.nn import functional as F
-from transformers import CLIPVisionConfig, CLIPVisionModel
+from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionModel
+from transformers import SiglipVisionConfig as TheirSiglipConfig
 
 from llava.checkpoints.files import load_strict, read_torch, write_safetensors
-from llava.config import ClipVisionConfig, EfficientNetLiteConfig, VisionConfig
+from llava.config import ClipVisionConfig, EfficientNetLiteConfig, SiglipVisionConfig, VisionConfig
 from llava.errors import LlavaError
 from llava.fetch import fetch
 from llava.models.vision import build_vision_encoder
 from llava.models.vision.clip import ClipVisionEncoder
 from llava.models.vision.efficientnet_lite import EfficientNetLite
+from llava.models.vision.siglip import SiglipVisionEncoder
 from llava.registry import PARTS
 
 SMALL_CLIP = ClipVisionConfig(
     image_size=42, patch_size=14, hidden_size=32, intermediate_size=48, num_layers=4, num_heads=4
 )
+SMALL_SIGLIP = SiglipVisionConfig(
+    image_size=45, patch_size=14, hidden_size=32, intermediate_size=48, num_layers=4, num_heads=4
+)
 
 
 @pytest.mark.parametrize(
     "config",
-    [SMALL_CLIP, EfficientNetLiteConfig(), EfficientNetLiteConfig(image_size=96, stages=(1, 7), grid=2)],
-    ids=["clip_vit", "efficientnet_lite0", "efficientnet_lite0-2x2"],
+    [SMALL_CLIP, SMALL_SIGLIP, EfficientNetLiteConfig(), EfficientNetLiteConfig(image_size=96, stages=(1, 7), grid=2)],
+    ids=["clip_vit", "siglip_vit", "efficientnet_lite0", "efficientnet_lite0-2x2"],
 )
 @torch.inference_mode()
 def test_every_encoder_produces_what_it_announces(config: VisionConfig) -> None:
@@ -60,6 +67,25 @@ def test_clip_equals_transformers(
     pixels = torch.randn(2, 3, config.image_size, config.image_size)
     states = theirs(pixels, output_hidden_states=True).hidden_states
     expected = states[layer][:, 1:] if select == "patch" else states[layer]
+    assert torch.allclose(ours(pixels), expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("layer", [-2, -1, 1])
+@torch.inference_mode()
+def test_siglip_equals_transformers(layer: int, tmp_path: Path) -> None:
+    config = SMALL_SIGLIP.model_copy(update={"feature_layer": layer})
+    shape = config.model_dump(include={"image_size", "patch_size", "hidden_size", "intermediate_size"})
+    torch.manual_seed(0)
+    theirs = SiglipVisionModel(TheirSiglipConfig(**shape, num_hidden_layers=4, num_attention_heads=4)).eval()
+    for parameter in theirs.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    file = tmp_path / "model.safetensors"
+    write_safetensors(file, theirs.state_dict())
+    ours = SiglipVisionEncoder(config).eval()
+    load_strict(ours, ours.state_dict_from(file), file)
+    pixels = torch.randn(2, 3, config.image_size, config.image_size)
+    expected = theirs(pixels, output_hidden_states=True).hidden_states[layer]
+    assert expected.shape == (2, 9, 32)
     assert torch.allclose(ours(pixels), expected, atol=1e-4, rtol=0)
 
 

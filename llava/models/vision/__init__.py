@@ -9,9 +9,10 @@ from typing import Protocol
 
 from torch import Tensor
 
-from llava.config import ClipVisionConfig, VisionConfig
+from llava.config import ClipVisionConfig, SiglipVisionConfig, VisionConfig
 from llava.models.vision.clip import ClipVisionEncoder
 from llava.models.vision.efficientnet_lite import EfficientNetLite
+from llava.models.vision.siglip import SiglipVisionEncoder
 
 
 class VisionEncoder(Protocol):
@@ -27,6 +28,8 @@ class VisionEncoder(Protocol):
         ...
 
 
-def build_vision_encoder(config: VisionConfig) -> ClipVisionEncoder | EfficientNetLite:
+def build_vision_encoder(config: VisionConfig) -> ClipVisionEncoder | SiglipVisionEncoder | EfficientNetLite:
     """The encoder that `config.type` names, with uninitialised weights."""
-    return ClipVisionEncoder(config) if isinstance(config, ClipVisionConfig) else EfficientNetLite(config)
+    if isinstance(config, ClipVisionConfig):
+        return ClipVisionEncoder(config)
+    return SiglipVisionEncoder(config) if isinstance(config, SiglipVisionConfig) else EfficientNetLite(config)
