@@ -79,7 +79,7 @@ class Theirs:
         self.llm = LlamaForCausalLM.from_pretrained(exported, dtype=torch.float32, attn_implementation="sdpa")
         base = load_base(load_config(model / CONFIG), with_llm=False)
         load_strict(base.model.projector, read_safetensors(model / PROJECTOR), model / PROJECTOR)
-        self.encode_images, self.processor = base.model.encode_images, base.processor
+        self.encode, self.processor = base.model.encode, base.processor
 
     def reset(self) -> None:
         """As `Ours.reset`."""
@@ -97,7 +97,8 @@ class Theirs:
         ids = torch.tensor([prompt.ids[kept:]])
         x = self.llm.get_input_embeddings()(ids.clamp(min=0))
         if IMAGE_TOKEN in prompt.ids[kept:]:
-            image_tokens = self.encode_images(self.processor.pixels([prompt.spans[0].image]))
+            span = prompt.spans[0]
+            image_tokens = self.encode(self.processor.views([span.image]), [span.layout])
             x = x.masked_scatter((ids == IMAGE_TOKEN)[..., None], image_tokens)
         for remaining in range(count, 0, -1):
             logits = self.llm(inputs_embeds=x, past_key_values=self.cache, use_cache=True, logits_to_keep=1).logits

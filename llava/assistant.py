@@ -81,10 +81,10 @@ class Assistant:
         return Request(prompt.ids, keys, [self._image(span) for span in prompt.spans], self._stop_ids)
 
     def _image(self, span: ImageSpan) -> RequestImage:
-        def pixels() -> Tensor:
-            return self.processor.pixels([span.image])
+        def views() -> Tensor:
+            return self.processor.views([span.image])
 
-        return RequestImage(span.image.digest, span.start, span.length, pixels)
+        return RequestImage(span.image.digest, span.start, span.layout, views)
 
     def _stream(self, messages: Sequence[Message], sampling: Sampling, stop: Sequence[str]) -> Iterator[str]:
         text = TextStream(self.processor.tokenizer, [self._stop_text, *stop])

@@ -128,12 +128,14 @@ class VideoConfig(Strict):
 
     pool: how `stride` x `stride` features become one, `before` or `after` the projector.
     newline: the newline token after every `row`, every `frame`, at the end (`one_token`), or nowhere.
+    aspect: how a frame becomes a square; as in ImageConfig.
     """
 
     stride: int = 2
     pool: Literal["average", "max", "bilinear"] = "average"
     where: Literal["before", "after"] = "before"
     newline: Literal["none", "row", "frame", "one_token"] = "none"
+    aspect: Literal["pad", "crop", "squash"] = "crop"
 
 
 class ImageConfig(Strict):
@@ -168,11 +170,20 @@ class LlavaConfig(Strict):
     llm: DecoderConfig
     vision: VisionConfig
     image: ImageConfig
+    video: VideoConfig | None = None
     projector: str  # `linear` or `mlpNx_gelu`
     template: str  # a name in llava.chat.templates
     system: str | None = None  # replaces the template's system text; "" leaves it out
     images_first: bool = False  # move the images of a turn before its text, as LLaVA's training data has them
     base: BaseParts
+
+    @property
+    def has_newline(self) -> bool:
+        """Whether the model has a newline token, which ends rows of image features."""
+        tiling = self.image.tiling
+        return (tiling is not None and tiling.merge == "spatial_unpad") or (
+            self.video is not None and self.video.newline != "none"
+        )
 
 
 T = TypeVar("T", bound=BaseModel)

@@ -1,7 +1,7 @@
 """Messages and pictures to model input: the one path of chat, training and evaluation.
 
-Ids and labels are built side by side from the template's segments. Every image becomes exactly
-`num_image_tokens` placeholders before the model runs.
+Ids and labels are built side by side from the template's segments. Every image or video becomes exactly
+`layout.num_tokens` placeholders before the model runs.
 """
 
 from collections.abc import Hashable, Sequence
@@ -10,10 +10,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from llava.chat.messages import Image, Message
+from llava.chat.messages import Image, Message, Visual
 from llava.chat.templates import ImageSlot, Segment, Text, get_template, render
-from llava.config import ImageConfig
-from llava.media.images import pixels_of
+from llava.config import ImageConfig, VideoConfig
+from llava.errors import LlavaError
+from llava.media.images import pixels_of, views_of
+from llava.media.tiling import Layout, image_layout, video_layout
 from llava.models.llava import IMAGE_TOKEN
 from llava.tokenizer import Tokenizer
 
@@ -22,11 +24,16 @@ IGNORE = -100  # the label of a token that is not supervised
 
 @dataclass(frozen=True)
 class ImageSpan:
-    """An image and where its placeholders are in the ids: start and number of tokens."""
+    """An image or video, where its placeholders begin in the ids, and how its features become as many tokens."""
 
-    image: Image
+    image: Visual
     start: int
-    length: int
+    layout: Layout
+
+    @property
+    def length(self) -> int:
+        """How many placeholders."""
+        return self.layout.num_tokens
 
 
 @dataclass(frozen=True)
@@ -52,7 +59,8 @@ class Processor:
 
     tokenizer: Tokenizer
     image: ImageConfig
-    tokens_per_image: int
+    video: VideoConfig | None
+    tokens_per_view: int
     template: str
     system: str | None
     images_first: bool
@@ -61,9 +69,16 @@ class Processor:
         """The same processor with another template."""
         return replace(self, template=name)
 
-    def num_image_tokens(self, size: tuple[int, int]) -> int:
-        """How many tokens a picture of this size (width, height) takes. Here the same for every size."""
-        return self.tokens_per_image
+    def layout(self, size: tuple[int, int]) -> Layout:
+        """How a picture of this size (width, height) becomes tokens."""
+        return image_layout(size, self.image.tiling, self.image.size, self.tokens_per_view)
+
+    def _layout_of(self, visual: Visual) -> Layout:
+        if isinstance(visual, Image):
+            return self.layout(visual.open().size)
+        if self.video is None:
+            raise LlavaError(f"{visual.source}: this model takes images, not videos")
+        return video_layout(len(visual.sampled.frames), self.video, self.tokens_per_view)
 
     def system_text(self) -> str:
         """The system text that a conversation without one of its own gets."""
@@ -73,21 +88,21 @@ class Processor:
         """The conversation rendered by the model's template."""
         return render(get_template(self.template), messages, self.system, self.images_first)
 
-    def prompt(self, messages: Sequence[Message], image_tokens: Sequence[int] | None = None) -> Prompt:
-        """Render a conversation to ids and labels. Opens the images, unless `image_tokens` gives their counts.
+    def prompt(self, messages: Sequence[Message], sizes: Sequence[tuple[int, int]] | None = None) -> Prompt:
+        """Render a conversation to ids and labels. Opens the images, unless `sizes` gives their (width, height).
 
-        Raises LlavaError for a bad conversation or picture.
+        Raises LlavaError for a bad conversation, picture or video.
         """
-        counts = None if image_tokens is None else iter(image_tokens)
+        known = None if sizes is None else iter(sizes)
         ids: list[int] = [] if self.tokenizer.bos_id is None else [self.tokenizer.bos_id]
         labels = [IGNORE] * len(ids)
         spans: list[ImageSpan] = []
         for item in _join_texts(self.segments(messages)):
             if isinstance(item, ImageSlot):
-                count = self.num_image_tokens(item.image.open().size) if counts is None else next(counts)
-                spans.append(ImageSpan(item.image, len(ids), count))
-                ids += [IMAGE_TOKEN] * count
-                labels += [IGNORE] * count
+                layout = self._layout_of(item.image) if known is None else self.layout(next(known))
+                spans.append(ImageSpan(item.image, len(ids), layout))
+                ids += [IMAGE_TOKEN] * layout.num_tokens
+                labels += [IGNORE] * layout.num_tokens
             else:
                 # One call for the whole text between two images, as the reference implementations do: a token belongs
                 # to the segment in which it begins.
@@ -97,11 +112,18 @@ class Processor:
                 labels += [token if trainable[start] else IGNORE for token, start in zip(tokens, starts, strict=True)]
         return Prompt(ids, labels, spans)
 
-    def pixels(self, images: Sequence[Image]) -> Tensor:
-        """Pictures to normalised pixels (N, 3, size, size), float32."""
-        if not images:
+    def views(self, visuals: Sequence[Visual]) -> Tensor:
+        """Pictures and videos to what the encoder sees of them, in order: (views, 3, size, size), float32."""
+        if not visuals:
             return torch.empty(0, 3, self.image.size, self.image.size)
-        return torch.stack([pixels_of(image.open(), self.image) for image in images])
+        return torch.cat([self._views_of(visual) for visual in visuals])
+
+    def _views_of(self, visual: Visual) -> Tensor:
+        if isinstance(visual, Image):
+            return views_of(visual.open(), self.image)
+        assert self.video is not None  # or it would have got no placeholders
+        frame = self.image.model_copy(update={"tiling": None, "aspect": self.video.aspect})
+        return torch.stack([pixels_of(picture, frame) for picture in visual.sampled.frames])
 
 
 def _join_texts(segments: list[Segment]) -> list[ImageSlot | list[Text]]:

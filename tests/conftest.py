@@ -70,7 +70,7 @@ def tiny_model(smollm2: GgufLlm, template: str = "chatml", seed: int = 0) -> Loa
         if isinstance(module, torch.nn.RMSNorm | torch.nn.LayerNorm):
             torch.nn.init.ones_(module.weight)
     processor = Processor(
-        smollm2.tokenizer, config.image, model.vision.num_tokens, template, config.system, config.images_first
+        smollm2.tokenizer, config.image, None, model.vision.num_tokens, template, config.system, config.images_first
     )
     return Loaded(model.requires_grad_(False).eval(), processor, smollm2)
 

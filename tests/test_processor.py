@@ -21,9 +21,9 @@ def test_placeholders_equal_the_features_for_any_picture(tiny: Loaded, sizes: li
 
     images = [Image(PIL.Image.new("RGB", size)) for size in sizes]
     prompt = tiny.processor.prompt([Message.user("Look:", *images, "well?")])
-    features = tiny.model.encode_images(tiny.processor.pixels(images))
-    assert prompt.ids.count(IMAGE_TOKEN) == features.shape[0] * features.shape[1]
-    assert [span.length for span in prompt.spans] == [features.shape[1]] * len(sizes)
+    tokens = tiny.model.encode(tiny.processor.views(images), [span.layout for span in prompt.spans])
+    assert prompt.ids.count(IMAGE_TOKEN) == len(tokens)
+    assert [span.length for span in prompt.spans] == [tiny.model.vision.num_tokens] * len(sizes)
     for span in prompt.spans:
         assert prompt.ids[span.start : span.start + span.length] == [IMAGE_TOKEN] * span.length
 

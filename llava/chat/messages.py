@@ -1,4 +1,4 @@
-"""What is said: messages of text and images, in the order in which they stand."""
+"""What is said: messages of text, images and videos, in the order in which they stand."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     import PIL.Image
+
+    from llava.media.video import SampledVideo
 
 Role = Literal["system", "user", "assistant"]
 
@@ -49,11 +51,38 @@ class Image:
 
 
 @dataclass(frozen=True)
+class Video:
+    """A video file, of which so many frames are seen: evenly spread, or at most so many at `fps` a second.
+
+    It is decoded when it is first needed, once; only the frames that are seen are kept.
+    """
+
+    source: str | Path
+    frames: int = 8
+    fps: float | None = None
+
+    @cached_property
+    def sampled(self) -> SampledVideo:
+        """The frames and their times. Raises LlavaError when the file is missing, broken, or holds no video."""
+        from llava.media.video import sample_video
+
+        return sample_video(Path(self.source), self.frames, self.fps)
+
+    @cached_property
+    def digest(self) -> str:
+        """Equal for equal frames: covers mode, size and every pixel of each."""
+        return hashlib.sha256("".join(Image(frame).digest for frame in self.sampled.frames).encode()).hexdigest()
+
+
+Visual = Image | Video
+
+
+@dataclass(frozen=True)
 class Message:
-    """One turn: who speaks, and text and images in order."""
+    """One turn: who speaks, and text, images and videos in order."""
 
     role: Role
-    content: tuple[str | Image, ...]
+    content: tuple[str | Visual, ...]
 
     @staticmethod
     def system(text: str) -> Message:
@@ -61,8 +90,8 @@ class Message:
         return Message("system", (text,))
 
     @staticmethod
-    def user(*content: str | Image) -> Message:
-        """What the user says, text and images in any order."""
+    def user(*content: str | Visual) -> Message:
+        """What the user says: text, images and videos in any order."""
         return Message("user", content)
 
     @staticmethod
@@ -71,6 +100,6 @@ class Message:
         return Message("assistant", (text,))
 
 
-def images_of(messages: Sequence[Message]) -> list[Image]:
-    """All images of a conversation, in order."""
-    return [part for message in messages for part in message.content if isinstance(part, Image)]
+def visuals_of(messages: Sequence[Message]) -> list[Visual]:
+    """All images and videos of a conversation, in order."""
+    return [part for message in messages for part in message.content if not isinstance(part, str)]

@@ -7,7 +7,7 @@ Source: haotian-liu/LLaVA llava/conversation.py and train.py (`preprocess_*`), w
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from llava.chat.messages import Image, Message
+from llava.chat.messages import Message, Visual
 from llava.errors import LlavaError
 
 
@@ -21,9 +21,9 @@ class Text:
 
 @dataclass(frozen=True)
 class ImageSlot:
-    """The place of an image."""
+    """The place of an image or a video."""
 
-    image: Image
+    image: Visual
 
 
 Segment = Text | ImageSlot
@@ -189,11 +189,11 @@ def render(
 
 
 def _user_content(turn: Message, only_images: bool, images_first: bool) -> list[Segment]:
-    images: list[Segment] = [ImageSlot(part) for part in turn.content if isinstance(part, Image)]
+    images: list[Segment] = [ImageSlot(part) for part in turn.content if not isinstance(part, str)]
     if only_images:
         return images
     if not images_first or not images:
-        return [ImageSlot(part) if isinstance(part, Image) else Text(part) for part in turn.content]
+        return [Text(part) if isinstance(part, str) else ImageSlot(part) for part in turn.content]
     text = "".join(part for part in turn.content if isinstance(part, str)).strip()
     lines = [*images, Text(text)] if text else images
     return [item for line in lines for item in (Text("\n"), line)][1:]
@@ -201,5 +201,5 @@ def _user_content(turn: Message, only_images: bool, images_first: bool) -> list[
 
 def _plain_text(message: Message) -> str:
     if not all(isinstance(part, str) for part in message.content):
-        raise LlavaError(f"a {message.role} message holds text only; images go into user messages")
+        raise LlavaError(f"a {message.role} message holds text only; images and videos go into user messages")
     return "".join(str(part) for part in message.content)

@@ -23,6 +23,7 @@ from llava.files import write_text
 from llava.models.llava import LlavaModel
 from llava.models.projectors import build_projector
 from llava.processor import Processor
+from llava.tokenizer import Tokenizer
 
 CONFIG, PROJECTOR, LLM, ADAPTER = "config.json", "projector.safetensors", "llm.safetensors", "adapter"
 
@@ -66,13 +67,15 @@ def load_base(config: LlavaConfig, progress: Progress = quiet, with_llm: bool = 
     if with_llm:
         load_strict(model.llm, dict(base.tensors()), base.path)
     model.projector = build_projector(config.projector, model.vision.feature_size, config.llm.hidden_size)
-    return Loaded(model.requires_grad_(False).eval(), build_processor(config, base, model.vision.num_tokens), base)
+    return Loaded(
+        model.requires_grad_(False).eval(), build_processor(config, base.tokenizer, model.vision.num_tokens), base
+    )
 
 
-def build_processor(config: LlavaConfig, base: GgufLlm, tokens_per_image: int) -> Processor:
+def build_processor(config: LlavaConfig, tokenizer: Tokenizer, tokens_per_view: int) -> Processor:
     """The processor of a model with this config."""
     return Processor(
-        base.tokenizer, config.image, tokens_per_image, config.template, config.system, config.images_first
+        tokenizer, config.image, config.video, tokens_per_view, config.template, config.system, config.images_first
     )
 
 

@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from llava.engine.sampling import Sampling, choose
 from llava.errors import LlavaError
+from llava.media.tiling import Layout
 from llava.models.cache import KVCache
 from llava.models.llava import LlavaModel
 
@@ -22,12 +23,17 @@ _KEPT_IMAGES = 64  # pictures whose tokens are kept
 
 @dataclass(frozen=True)
 class RequestImage:
-    """A picture of a request: its content's hash, where its placeholders are, and its pixels when asked for."""
+    """A picture or video of a request: its content's hash, where its placeholders are, and its views when asked for."""
 
     digest: str
     start: int
-    length: int
-    pixels: Callable[[], Tensor]  # (1, 3, size, size)
+    layout: Layout
+    views: Callable[[], Tensor]  # (layout.views, 3, size, size)
+
+    @property
+    def end(self) -> int:
+        """The first position behind its placeholders."""
+        return self.start + self.layout.num_tokens
 
 
 @dataclass(frozen=True)
@@ -167,14 +173,14 @@ class Engine:
         return [
             self._image_tokens(image)[max(0, start - image.start) : end - image.start]
             for image in request.images
-            if image.start < end and image.start + image.length > start
+            if image.start < end and image.end > start
         ]
 
     @torch.inference_mode()
     def _image_tokens(self, image: RequestImage) -> Tensor:
         """A picture's tokens (T, D), from the cache or encoded now."""
         if image.digest not in self._images:
-            self._images[image.digest] = self._model.encode_images(image.pixels().to(self._model.device))[0]
+            self._images[image.digest] = self._model.encode(image.views().to(self._model.device), [image.layout])
             self._encoded += 1
             if len(self._images) > _KEPT_IMAGES:
                 self._images.popitem(last=False)

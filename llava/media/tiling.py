@@ -1,4 +1,6 @@
-"""Dynamic resolution ("anyres", LLaVA 1.6): into which tiles a picture is cut, and what is left of their features.
+"""How pictures and videos become views for the encoder, and what is left of the views' features.
+
+Dynamic resolution ("anyres", LLaVA 1.6) cuts a picture into tiles; a video is a row of frames.
 
 Pure functions of sizes. The same layout tells the processor how many tokens a picture takes, and the model which
 features to keep; so they cannot differ. Sizes are (width, height) everywhere.
@@ -11,7 +13,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from llava.config import TilingConfig
+from llava.config import TilingConfig, VideoConfig
 from llava.errors import LlavaError
 
 Size = tuple[int, int]
@@ -63,7 +65,38 @@ class TiledLayout:
         return self.side**2 + height * (width + self.newline)
 
 
+@dataclass(frozen=True)
+class VideoLayout:
+    """Frames of side x side features each, pooled, with newline tokens where `config` wants them."""
+
+    frames: int
+    side: int
+    config: VideoConfig
+
+    @property
+    def views(self) -> int:
+        """Pictures that the encoder sees."""
+        return self.frames
+
+    @property
+    def pooled_side(self) -> int:
+        """Features along the edge of a pooled frame."""
+        stride = self.config.stride
+        return math.ceil(self.side / stride) if self.config.pool == "bilinear" else self.side // stride
+
+    @property
+    def num_tokens(self) -> int:
+        newlines = {"none": 0, "row": self.frames * self.pooled_side, "frame": self.frames, "one_token": 1}
+        return self.frames * self.pooled_side**2 + newlines[self.config.newline]
+
+
 ImageLayout = FlatLayout | TiledLayout
+Layout = ImageLayout | VideoLayout
+
+
+def video_layout(frames: int, config: VideoConfig, tokens_per_view: int) -> VideoLayout:
+    """The layout of a video of so many frames. Raises LlavaError where the features of a frame are no square."""
+    return VideoLayout(frames, _side(tokens_per_view), config)
 
 
 def image_layout(size: Size, tiling: TilingConfig | None, view_size: int, tokens_per_view: int) -> ImageLayout:
@@ -77,9 +110,7 @@ def image_layout(size: Size, tiling: TilingConfig | None, view_size: int, tokens
     columns, rows = best[0] // view_size, best[1] // view_size
     if tiling.merge == "flat":
         return FlatLayout(1 + columns * rows, tokens_per_view)
-    side = math.isqrt(tokens_per_view)
-    if side**2 != tokens_per_view:
-        raise LlavaError(f"tiles merged as '{tiling.merge}' need square features, an image has {tokens_per_view}")
+    side = _side(tokens_per_view)
     plane = (columns * side, rows * side)
     if tiling.merge == "spatial":
         return TiledLayout(columns, rows, side, (0, plane[1], 0, plane[0]), None, newline=False)
@@ -91,6 +122,13 @@ def image_layout(size: Size, tiling: TilingConfig | None, view_size: int, tokens
         if ratio > 1.1:  # the original's threshold
             scaled = (max(1, int(height // ratio)), max(1, int(width // ratio)))
     return TiledLayout(columns, rows, side, crop, scaled, newline=True)
+
+
+def _side(tokens_per_view: int) -> int:
+    side = math.isqrt(tokens_per_view)
+    if side**2 != tokens_per_view:
+        raise LlavaError(f"tiles and videos need square features, an image has {tokens_per_view}")
+    return side
 
 
 def best_resolution(size: Size, pinpoints: Sequence[Size]) -> Size:

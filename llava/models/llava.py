@@ -4,12 +4,16 @@ The length of the sequence is fixed before the model runs: the processor has put
 feature. Here they are counted and written over, nothing else.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from llava.config import LlavaConfig
+from llava.media.tiling import FlatLayout, Layout, VideoLayout
 from llava.models.cache import KVCache
 from llava.models.decoder import Decoder
+from llava.models.packing import pack_image, pack_video, pool_frames
 from llava.models.projectors import build_projector
 from llava.models.vision import build_vision_encoder
 
@@ -25,6 +29,8 @@ class LlavaModel(nn.Module):
         self.vision = build_vision_encoder(config.vision)
         self.projector = build_projector(config.projector, self.vision.feature_size, config.llm.hidden_size)
         self.llm = Decoder(config.llm)
+        newline = torch.zeros(config.llm.hidden_size) if config.has_newline else None
+        self.image_newline = None if newline is None else nn.Parameter(newline)
 
     @property
     def device(self) -> torch.device:
@@ -32,10 +38,26 @@ class LlavaModel(nn.Module):
         device: torch.device = self.llm.embed_tokens.weight.device
         return device
 
-    def encode_images(self, pixels: Tensor) -> Tensor:
-        """Pixels (N, 3, size, size) to image tokens (N, T, D)."""
-        tokens: Tensor = self.projector(self.vision(pixels))
-        return tokens
+    def encode(self, pixels: Tensor, layouts: Sequence[Layout]) -> Tensor:
+        """The views (N, 3, size, size) of pictures and videos, in order, to all of their tokens (sum, D)."""
+        return self.project(self.vision(pixels), layouts)
+
+    def project(self, features: Tensor, layouts: Sequence[Layout]) -> Tensor:
+        """As `encode`, from the vision encoder's features (N, T, Dv)."""
+        if all(isinstance(layout, FlatLayout) for layout in layouts):  # also none: the projector stays in the graph
+            tokens: Tensor = self.projector(features).flatten(0, 1)
+            return tokens
+        pieces = features.split([layout.views for layout in layouts])
+        return torch.cat([self._tokens(piece, layout) for piece, layout in zip(pieces, layouts, strict=True)])
+
+    def _tokens(self, views: Tensor, layout: Layout) -> Tensor:
+        if not isinstance(layout, VideoLayout):
+            return pack_image(self.projector(views), layout, self.image_newline)
+        if layout.config.where == "before":
+            frames = self.projector(pool_frames(views, layout))
+        else:
+            frames = pool_frames(self.projector(views), layout)
+        return pack_video(frames, layout, self.image_newline)
 
     def embed(self, ids: Tensor, image_tokens: Tensor) -> Tensor:
         """Look up `ids` (B, T) and write `image_tokens` (N, D), in order, over the placeholders. Returns (B, T, D).

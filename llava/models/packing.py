@@ -4,14 +4,11 @@ Source: haotian-liu/LLaVA llava/model/llava_arch.py (1.6, `mm_patch_merge_type`)
 `add_token_per_grid`, `add_token_per_frame`). Oracle: transformers' LlavaNext and LlavaNextVideo (tests/models).
 """
 
-import math
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from llava.config import VideoConfig
-from llava.media.tiling import ImageLayout, TiledLayout
+from llava.media.tiling import ImageLayout, TiledLayout, VideoLayout
 
 
 def pack_image(views: Tensor, layout: ImageLayout, newline: Tensor | None) -> Tensor:
@@ -37,37 +34,25 @@ def append_newline(rows: Tensor, newline: Tensor | None) -> Tensor:
     return torch.cat((rows, newline.to(rows.dtype).expand(*rows.shape[:-2], 1, -1)), dim=-2)
 
 
-def pool_frames(frames: Tensor, config: VideoConfig) -> Tensor:
-    """Square features (frames, T, D) to fewer (frames, pooled_side(T) ** 2, D)."""
-    side = math.isqrt(frames.shape[1])
-    plane = frames.unflatten(1, (side, side)).permute(0, 3, 1, 2)  # (frames, D, side, side)
+def pool_frames(frames: Tensor, layout: VideoLayout) -> Tensor:
+    """Features (frames, side**2, D) to fewer (frames, pooled_side**2, D)."""
+    config = layout.config
+    plane = frames.unflatten(1, (layout.side, layout.side)).permute(0, 3, 1, 2)  # (frames, D, side, side)
     if config.pool == "average":
         plane = F.avg_pool2d(plane, config.stride)
     elif config.pool == "max":
         plane = F.max_pool2d(plane, config.stride)
     else:
-        plane = F.interpolate(plane, (pooled_side(side, config),) * 2, mode="bilinear")
+        plane = F.interpolate(plane, (layout.pooled_side, layout.pooled_side), mode="bilinear")
     return plane.flatten(2).transpose(1, 2)
 
 
-def pooled_side(side: int, config: VideoConfig) -> int:
-    """Features along the edge of a pooled frame."""
-    return math.ceil(side / config.stride) if config.pool == "bilinear" else side // config.stride
-
-
-def num_video_tokens(frames: int, side: int, config: VideoConfig) -> int:
-    """How many tokens a video of so many frames takes, each of side x side features before pooling."""
-    pooled = pooled_side(side, config)
-    newlines = {"none": 0, "row": frames * pooled, "frame": frames, "one_token": 1}[config.newline]
-    return frames * pooled**2 + newlines
-
-
-def pack_video(frames: Tensor, config: VideoConfig, newline: Tensor | None) -> Tensor:
-    """Pooled and projected features (frames, T, D) to tokens (num_video_tokens, D)."""
-    if config.newline == "row":
-        side = math.isqrt(frames.shape[1])
-        return append_newline(frames.unflatten(1, (side, side)), newline).flatten(0, 2)
-    if config.newline == "frame":
+def pack_video(frames: Tensor, layout: VideoLayout, newline: Tensor | None) -> Tensor:
+    """Pooled and projected features (frames, T, D) to tokens (layout.num_tokens, D). newline: (D,)."""
+    if layout.config.newline == "row":
+        rows = frames.unflatten(1, (layout.pooled_side, layout.pooled_side))
+        return append_newline(rows, newline).flatten(0, 2)
+    if layout.config.newline == "frame":
         return append_newline(frames, newline).flatten(0, 1)
     tokens = frames.flatten(0, 1)
-    return append_newline(tokens, newline) if config.newline == "one_token" else tokens
+    return append_newline(tokens, newline) if layout.config.newline == "one_token" else tokens

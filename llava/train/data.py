@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from llava.chat.messages import Image, Message, Role, images_of
+from llava.chat.messages import Image, Message, Role, Visual
 from llava.errors import LlavaError
+from llava.media.tiling import Layout
 from llava.processor import IGNORE, Processor, Prompt
 from llava.train.recipe import DataConfig
 
@@ -55,7 +56,7 @@ def messages_of(row: Any, images: Path) -> list[Message]:
         raise LlavaError("the number of <image> in the text is not the number of images")
     messages = []
     for role, texts in pieces:
-        content: list[str | Image] = [texts[0]]
+        content: list[str | Visual] = [texts[0]]
         for text in texts[1:]:
             content += [next(pictures), text]
         messages.append(Message(role, tuple(part for part in content if part != "")))
@@ -69,11 +70,11 @@ def _image_names(row: Any) -> list[str]:
 
 @dataclass(frozen=True)
 class Sample:
-    """A usable row: its index, its length in tokens with images expanded, and its images' token counts."""
+    """A usable row: its index, its length in tokens with images expanded, and its images' sizes (width, height)."""
 
     row: int
     length: int
-    image_tokens: tuple[int, ...]
+    sizes: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -92,18 +93,15 @@ class Dataset:
 
     def prompt(self, sample: Sample) -> Prompt:
         """Ids and labels of a sample."""
-        return self.processor.prompt(self.messages(sample), sample.image_tokens)
+        return self.processor.prompt(self.messages(sample), sample.sizes)
 
-    def image_paths(self) -> list[Path]:
-        """Every picture that the usable rows show, once, in order of first use."""
-        paths: dict[Path, None] = {}
-        for sample in self.samples:
-            if sample.image_tokens:
-                names = self.rows[sample.row]["image"]
-                paths.update(
-                    dict.fromkeys(self.config.images / n for n in ([names] if isinstance(names, str) else names))
-                )
-        return list(paths)
+    def image_sizes(self) -> dict[Path, tuple[int, int]]:
+        """Every picture that the usable rows show, once, in order of first use, and its size."""
+        return {
+            self.config.images / name: size
+            for sample in self.samples
+            for name, size in zip(_image_names(self.rows[sample.row]), sample.sizes, strict=True)
+        }
 
 
 def measure(
@@ -127,9 +125,9 @@ def measure(
             on_row(index + 1, len(rows))
         try:
             messages = messages_of(row, config.images)
-            images = images_of(messages)
-            counts = tuple(processor.num_image_tokens(image.open().size if decode else image.size) for image in images)
-            prompt = processor.prompt(messages, counts)
+            images = [Image(config.images / name) for name in _image_names(row)]
+            sizes = tuple(image.open().size if decode else image.size for image in images)
+            prompt = processor.prompt(messages, sizes)
             if len(prompt.ids) > max_tokens:
                 raise LlavaError(f"longer than max_tokens ({max_tokens})")
             if all(label == IGNORE for label in prompt.labels[1:]):
@@ -139,7 +137,7 @@ def measure(
             example = example or f"row {index}: {error}"
             dropped[reason] += 1
         else:
-            samples.append(Sample(index, len(prompt.ids), counts))
+            samples.append(Sample(index, len(prompt.ids), sizes))
     bad = sum(dropped.values())
     if bad > config.max_dropped * len(rows) or not samples:
         reasons = ", ".join(f"{count} x {reason}" for reason, count in dropped.most_common(5))
@@ -164,7 +162,7 @@ def batch_order(samples: Sequence[Sample], batch_size: int, seed: int, epoch: in
     rng = np.random.default_rng((seed, epoch))
     batches: list[list[int]] = []
     for with_images in (True, False):
-        pool = [i for i, sample in enumerate(samples) if bool(sample.image_tokens) == with_images]
+        pool = [i for i, sample in enumerate(samples) if bool(sample.sizes) == with_images]
         order = [pool[i] for i in rng.permutation(len(pool))]
         for start in range(0, len(order), batch_size * _MEGABATCH):
             group = sorted(order[start : start + batch_size * _MEGABATCH], key=lambda i: -samples[i].length)
@@ -184,11 +182,15 @@ def endless_batches(samples: Sequence[Sample], batch_size: int, seed: int, skip:
 
 @dataclass(frozen=True)
 class Batch:
-    """Padded on the right. ids, labels: (B, T). visual: pixels (N, 3, H, W) or cached features (N, T, Dv)."""
+    """Padded on the right. ids, labels: (B, T). visual: views (N, 3, H, W) or their cached features (N, T, Dv).
+
+    layouts: of each picture, in order; they say which of the views are its own.
+    """
 
     ids: Tensor
     labels: Tensor
     visual: Tensor
+    layouts: list[Layout]
     corrupt: int  # samples left out
 
     def to(self, device: torch.device) -> "Batch":
@@ -204,7 +206,8 @@ class Batch:
 def collate(prompts: Sequence[Prompt], visual: Tensor, corrupt: int) -> Batch:
     """Pad prompts to one batch. Padding needs no mask: it is on the right and attention is causal."""
     if not prompts:
-        return Batch(torch.empty(0, 1, dtype=torch.long), torch.empty(0, 1, dtype=torch.long), visual, corrupt)
+        return Batch(torch.empty(0, 1, dtype=torch.long), torch.empty(0, 1, dtype=torch.long), visual, [], corrupt)
+    layouts = [span.layout for prompt in prompts for span in prompt.spans]
     ids = pad_sequence([torch.tensor(prompt.ids) for prompt in prompts], batch_first=True, padding_value=0)
     labels = pad_sequence([torch.tensor(prompt.labels) for prompt in prompts], batch_first=True, padding_value=IGNORE)
-    return Batch(ids, labels, visual, corrupt)
+    return Batch(ids, labels, visual, layouts, corrupt)

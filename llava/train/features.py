@@ -1,7 +1,7 @@
 """Features of a frozen vision encoder, kept on disk: computed once, exact, read by page as they are used."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,46 +19,53 @@ _BATCH = 4  # larger ones outgrow the processor's cache and are slower
 
 @dataclass(frozen=True)
 class FeatureCache:
-    """Features (N, T, Dv) of N pictures, in a memory-mapped file."""
+    """Features (N, T, Dv) of all views of the pictures, in a memory-mapped file, and where those of each are."""
 
     data: np.ndarray
-    rows: dict[Path, int]
+    rows: dict[Path, slice]
 
     def get(self, paths: Sequence[Path]) -> Tensor:
-        """Features (len(paths), T, Dv), float32."""
-        return torch.from_numpy(self.data[[self.rows[path] for path in paths]])
+        """Features (views of these pictures, T, Dv), float32."""
+        return torch.from_numpy(np.concatenate([self.data[self.rows[path]] for path in paths] or [self.data[:0]]))
 
 
 def build_cache(
     model: LlavaModel,
     processor: Processor,
-    paths: Sequence[Path],
+    sizes: Mapping[Path, tuple[int, int]],
     folder: Path,
     on_image: Callable[[int, int], None] | None = None,
 ) -> FeatureCache:
-    """Open the cache of these pictures for this encoder, or compute it. Raises LlavaError for a bad picture.
+    """Open the cache of these pictures (and their sizes) for this encoder, or compute it.
 
-    The file's name covers the encoder's weights, the preprocessing, and each picture's path, size and date.
+    Raises LlavaError for a bad picture. The file's name covers the encoder's weights, the preprocessing, and each
+    picture's path, size and date.
     """
     digest = hashlib.sha256(model.config.vision.model_dump_json().encode() + processor.image.model_dump_json().encode())
     for tensor in model.vision.state_dict().values():
         digest.update(tensor.contiguous().cpu().numpy().tobytes())
-    for path in paths:
+    rows, views = {}, 0
+    for path, size in sizes.items():
+        count = processor.layout(size).views
+        rows[path], views = slice(views, views + count), views + count
         status = path.stat()
         digest.update(f"{path.resolve()} {status.st_size} {status.st_mtime_ns}\n".encode())
     file = folder / f"features-{digest.hexdigest()[:24]}.npy"
     if not file.exists():
-        shape = (len(paths), model.vision.num_tokens, model.vision.feature_size)
+        shape = (views, model.vision.num_tokens, model.vision.feature_size)
         with atomic_path(file) as temporary:
             data = np.lib.format.open_memmap(  # type: ignore[no-untyped-call]
                 temporary, mode="w+", dtype=np.float32, shape=shape
             )
+            paths = list(sizes)
             for start in range(0, len(paths), _BATCH):
-                pixels = processor.pixels([Image(path) for path in paths[start : start + _BATCH]])
+                batch = paths[start : start + _BATCH]
+                pixels = processor.views([Image(path) for path in batch])
                 with torch.inference_mode():
-                    data[start : start + _BATCH] = model.vision(pixels.to(model.device)).cpu().numpy()
+                    features = model.vision(pixels.to(model.device)).cpu().numpy()
+                data[rows[batch[0]].start : rows[batch[-1]].stop] = features
                 if on_image:
-                    on_image(min(start + _BATCH, len(paths)), len(paths))
+                    on_image(start + len(batch), len(paths))
             data.flush()
             del data
-    return FeatureCache(np.load(file, mmap_mode="r", allow_pickle=False), {path: i for i, path in enumerate(paths)})
+    return FeatureCache(np.load(file, mmap_mode="r", allow_pickle=False), rows)

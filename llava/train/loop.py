@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from llava.chat.messages import Image
+from llava.chat.messages import Visual
 from llava.checkpoints.native import Loaded, default_device
 from llava.errors import LlavaError
 from llava.files import os_errors, write_text
@@ -76,10 +76,10 @@ class Run:
             prompts.append(prompt)
         return collate(prompts, torch.cat(visual) if visual else torch.empty(0), len(indices) - len(prompts))
 
-    def _visual(self, images: list[Image]) -> Tensor:
+    def _visual(self, images: list[Visual]) -> Tensor:
         if self.cache is not None:
             return self.cache.get([Path(str(image.source)) for image in images])
-        return self.data.processor.pixels(images)
+        return self.data.processor.views(images)
 
 
 def set_up(recipe: Recipe, watcher: Watcher) -> Run:
@@ -96,11 +96,11 @@ def set_up(recipe: Recipe, watcher: Watcher) -> Run:
         on_row=lambda n, of: watcher.preparing("checking data", n, of),
     )
     cache = None
-    if recipe.cache_features and (paths := data.image_paths()):
+    if recipe.cache_features and (sizes := data.image_sizes()):
         cache = build_cache(
             loaded.model,
             processor,
-            paths,
+            sizes,
             recipe.output / "cache",
             lambda n, of: watcher.preparing("encoding images", n, of),
         )
@@ -118,7 +118,7 @@ def loss_sum(model: LlavaModel, batch: Batch, cached: bool) -> Tensor:
     elif not cached:
         with torch.no_grad():
             features = model.vision(features)
-    image_tokens = model.projector(features).flatten(0, 1)  # (N, D)
+    image_tokens = model.project(features, batch.layouts)  # (N, D)
     hidden = model(batch.ids, image_tokens)  # (B, T, D)
     targets = batch.labels[:, 1:]
     supervised = targets != IGNORE

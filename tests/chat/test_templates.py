@@ -39,7 +39,7 @@ def messages(conversation: list[list[str]]) -> list[Message]:
 
 def processor(template: str, legacy: bool, images_first: bool) -> Processor:
     tokenizer = SentencePieceTokenizer(SENTENCEPIECE, legacy)
-    return Processor(tokenizer, ImageConfig(size=336), 1, template, None, images_first)
+    return Processor(tokenizer, ImageConfig(size=336), None, 1, template, None, images_first)
 
 
 @pytest.mark.parametrize("legacy", [True, False])
@@ -52,7 +52,7 @@ def test_prompts_and_ids_equal_the_originals(name: str, legacy: bool) -> None:
         text = "".join("<image>" if isinstance(s, ImageSlot) else s.text for s in ours.segments(turns))
         bos = "<s>" if name == "llava_llama_2" else ""
         assert text == row["prompt"].removeprefix(bos)
-        assert ours.prompt(turns, [1] * 9).ids == row[f"ids_legacy_{str(legacy).lower()}"]
+        assert ours.prompt(turns, [(1, 1)] * 9).ids == row[f"ids_legacy_{str(legacy).lower()}"]
     assert len(rows) == 30
 
 
@@ -71,7 +71,7 @@ def test_training_ids_and_labels_equal_the_originals(name: str, legacy: bool) ->
     rows = [row for row in oracle("labels.json") if row["template"] == name and row["legacy"] == legacy]
     ours = processor(name, legacy, images_first=True)
     for row in rows:
-        prompt = ours.prompt(messages(row["conversation"]), [1] * 9)
+        prompt = ours.prompt(messages(row["conversation"]), [(1, 1)] * 9)
         assert prompt.ids == row["input_ids"]
         assert prompt.labels == row["labels"]
     assert len(rows) == (3 if name == "plain" else 30)
@@ -100,9 +100,9 @@ def test_llava_llama_3_equals_llama_3s_published_template() -> None:
 # Not llava_llama_3: its "\n\n" before an answer is one token for Llama 3's tokenizer only.
 @pytest.mark.parametrize("name", [name for name in TEMPLATES if name not in ("plain", "llava_llama_3")])
 def test_the_generation_prompt_is_the_beginning_of_what_is_trained(name: str, smollm2: GgufLlm) -> None:
-    ours = Processor(smollm2.tokenizer, ImageConfig(size=28), 4, name, None, True)
+    ours = Processor(smollm2.tokenizer, ImageConfig(size=28), None, 4, name, None, True)
     question, answer = Message.user(Image("x.png"), "What is it?"), Message.assistant("A cat.")
-    asked, trained = ours.prompt([question], [4]), ours.prompt([question, answer], [4])
+    asked, trained = ours.prompt([question], [(1, 1)]), ours.prompt([question, answer], [(1, 1)])
     assert trained.ids[: len(asked.ids)] == asked.ids
     assert all(label == IGNORE for label in trained.labels[: len(asked.ids)])
     supervised = [label for label in trained.labels if label != IGNORE]

@@ -18,8 +18,8 @@ from tests.conftest import tiny_model
 def greedy(loaded: Loaded, messages: list[Message], count: int) -> list[int]:
     """Ids by running the whole sequence anew for each token: no cache of any kind."""
     prompt = loaded.processor.prompt(messages)
-    pixels = loaded.processor.pixels([span.image for span in prompt.spans])
-    images = loaded.model.encode_images(pixels).flatten(0, 1)
+    views = loaded.processor.views([span.image for span in prompt.spans])
+    images = loaded.model.encode(views, [span.layout for span in prompt.spans])
     ids = list(prompt.ids)
     for _ in range(count):
         hidden = loaded.model(torch.tensor([ids]), images)

@@ -6,6 +6,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 
 from llava.checkpoints.native import Loaded
 from llava.errors import LlavaError
+from llava.media.tiling import FlatLayout
 from llava.models.llava import IMAGE_TOKEN, LlavaModel
 from llava.models.projectors import build_projector
 
@@ -73,7 +74,7 @@ def test_the_whole_equals_transformers(tiny: Loaded) -> None:
         starts = (3, 12, 30)
         for start in starts:
             ids[0, start : start + model.vision.num_tokens] = IMAGE_TOKEN
-        logits = model.llm.logits(model(ids, model.encode_images(pixels).flatten(0, 1)))
+        logits = model.llm.logits(model(ids, model.encode(pixels, [FlatLayout(1, 4)] * 3)))
         hf_ids = ids.masked_fill(ids == IMAGE_TOKEN, HF_IMAGE_TOKEN)
         expected = theirs(input_ids=hf_ids, pixel_values=pixels, attention_mask=torch.ones_like(hf_ids)).logits
         assert torch.allclose(logits, expected, atol=1e-4, rtol=0)

@@ -66,7 +66,7 @@ def test_unusable_rows_are_counted_by_reason(tiny: Loaded, tmp_path: Path) -> No
     assert sum(data.dropped.values()) == 5
     for sample in data.samples:
         prompt = data.prompt(sample)
-        assert (len(prompt.ids), len(prompt.spans)) == (sample.length, len(sample.image_tokens))
+        assert (len(prompt.ids), len(prompt.spans)) == (sample.length, len(sample.sizes))
     with pytest.raises(LlavaError, match=r"5 of 12 rows cannot be used \(2 x image not found.*data\.max_dropped"):
         measure(config(tmp_path, max_dropped=0.1), tiny.processor, max_tokens=200, decode=True)
 
@@ -89,7 +89,7 @@ def test_an_epoch_takes_every_sample_once_and_never_mixes_modalities(
     batches = batch_order(samples, size, seed, epoch)
     assert sorted(i for batch in batches for i in batch) == list(range(len(samples)))
     assert all(len(batch) <= size for batch in batches)
-    assert all(len({bool(samples[i].image_tokens) for i in batch}) == 1 for batch in batches)
+    assert all(len({bool(samples[i].sizes) for i in batch}) == 1 for batch in batches)
     assert batches == batch_order(samples, size, seed, epoch)
 
 

@@ -176,7 +176,7 @@ def test_a_dry_run_shows_a_sample_and_trains_nothing(folder: Path) -> None:
 
 def test_text_only_and_image_rows_go_into_different_batches(folder: Path) -> None:
     run = set_up(recipe(folder, stage="finetune"), Watcher())
-    text = next(i for i, sample in enumerate(run.data.samples) if not sample.image_tokens)
+    text = next(i for i, sample in enumerate(run.data.samples) if not sample.sizes)
     batch = run.batch([text])
     assert len(batch.visual) == 0 and not (batch.ids == IMAGE_TOKEN).any()
     assert loss_sum(run.model, batch, cached=True).isfinite()
