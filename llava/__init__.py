@@ -7,14 +7,14 @@ text = model.chat([llava.Message.user("What is this?", llava.Image("cat.png"))])
 
 from typing import TYPE_CHECKING
 
-from llava.chat.messages import Image, Message
+from llava.chat.messages import Image, Message, Video
 from llava.errors import LlavaError
 
 if TYPE_CHECKING:
     from llava.assistant import Assistant
     from llava.fetch import Progress
 
-__all__ = ["Image", "LlavaError", "Message", "load"]
+__all__ = ["Image", "LlavaError", "Message", "Video", "load"]
 __version__ = "0.1.0"
 
 

@@ -6,17 +6,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llava.chat.messages import Image, Message
+from llava.chat.messages import Message, Visual
+from llava.cli.visuals import FpsOption, FramesOption, ImageOption, VideoOption, open_visuals
 from llava.errors import LlavaError
 
 if TYPE_CHECKING:
     from llava.assistant import Assistant
     from llava.engine.sampling import Sampling
 
-HELP = """Talk with a model about images.
+HELP = """Talk with a model about images and videos.
 
 With `--prompt`, answers it first. Where there is a terminal, the conversation then goes on; the model keeps the
-images in mind. In it, `/image FILE` adds an image to the next message, `/reset` begins anew, `/quit` ends.
+images in mind. In it, `/image FILE` and `/video FILE` add one to the next message, `/reset` begins anew, `/quit` ends.
 
 Examples:
 
@@ -28,7 +29,10 @@ Examples:
 
 def run(
     model: Annotated[str, typer.Argument(help="An embedded name (llava-smol) or a folder.")] = "llava-smol",
-    image: Annotated[list[Path] | None, typer.Option(help="An image; may be given several times.")] = None,
+    image: ImageOption = None,
+    video: VideoOption = None,
+    frames: FramesOption = 8,
+    fps: FpsOption = None,
     prompt: Annotated[str | None, typer.Option(help="A first question.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="The longest answer, in tokens.")] = 512,
     temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.0,
@@ -40,9 +44,7 @@ def run(
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     if prompt is None and not interactive:
         raise LlavaError("no --prompt given, and no terminal to ask for one")
-    pictures = [Image(path) for path in image or []]
-    for picture in pictures:
-        picture.open()  # a wrong file is told before a model is loaded
+    visuals = open_visuals(image, video, frames, fps)  # a wrong file is told before a model is loaded
 
     import llava
     from llava.cli.progress import bars
@@ -55,11 +57,11 @@ def run(
     if prompt is not None:
         if interactive:
             typer.echo(f"> {prompt}")
-        conversation.append(Message.user(*pictures, prompt))
+        conversation.append(Message.user(*visuals, prompt))
         conversation.append(_answer(assistant, conversation, sampling))
-        pictures = []
+        visuals = []
     if interactive:
-        _converse(assistant, conversation, pictures, sampling)
+        _converse(assistant, conversation, visuals, sampling, frames, fps)
 
 
 def _answer(assistant: "Assistant", conversation: list[Message], sampling: "Sampling") -> Message:
@@ -84,14 +86,21 @@ def _answer(assistant: "Assistant", conversation: list[Message], sampling: "Samp
     return Message.assistant(text.strip())
 
 
-def _converse(assistant: "Assistant", turns: list[Message], pictures: list[Image], sampling: "Sampling") -> None:
+def _converse(
+    assistant: "Assistant",
+    turns: list[Message],
+    visuals: list[Visual],
+    sampling: "Sampling",
+    frames: int,
+    fps: float | None,
+) -> None:
     """Read from the terminal until it ends. A mistake is told, and the conversation goes on."""
     import contextlib
 
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  line editing and history for `input`
 
-    typer.echo("Ask on, or: /image FILE, /reset, /quit", err=True)
+    typer.echo("Ask on, or: /image FILE, /video FILE, /reset, /quit", err=True)
     while True:
         try:
             line = input("> ").strip()
@@ -101,21 +110,20 @@ def _converse(assistant: "Assistant", turns: list[Message], pictures: list[Image
         if line in ("/quit", "/exit"):
             return
         if line == "/reset":
-            turns, pictures = [], []
-        elif line.startswith("/image"):
+            turns, visuals = [], []
+        elif line.startswith(("/image", "/video")):
+            path = Path(line.removeprefix("/image").removeprefix("/video").strip()).expanduser()
             try:
-                picture = Image(Path(line.removeprefix("/image").strip()).expanduser())
-                picture.open()
-                pictures.append(picture)
+                visuals += open_visuals(*(([path], []) if line.startswith("/image") else ([], [path])), frames, fps)
             except LlavaError as error:
                 typer.echo(f"error: {error}", err=True)
         elif line.startswith("/"):
-            typer.echo("error: commands are /image FILE, /reset and /quit", err=True)
+            typer.echo("error: commands are /image FILE, /video FILE, /reset and /quit", err=True)
         elif line:
-            asked = [*turns, Message.user(*pictures, line)]
+            asked = [*turns, Message.user(*visuals, line)]
             try:
                 turns = [*asked, _answer(assistant, asked, sampling)]
-                pictures = []
+                visuals = []
             except KeyboardInterrupt:
                 typer.echo("(interrupted)", err=True)
             except LlavaError as error:

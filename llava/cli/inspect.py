@@ -1,16 +1,18 @@
 """`llava inspect`: what a model is made of, and what exactly it is given."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from llava.chat.messages import Image, Message
+from llava.cli.visuals import FpsOption, FramesOption, ImageOption, VideoOption, open_visuals
+from llava.media.tiling import TiledLayout
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from llava.assistant import Assistant
+    from llava.processor import ImageSpan
 
 HELP = """Show a model's parts, parameters and memory; with a prompt, the exact text, ids and image tokens it is given.
 
@@ -24,13 +26,14 @@ Examples:
 
 def run(
     model: Annotated[str, typer.Argument(help="An embedded name or a folder.")],
-    image: Annotated[list[Path] | None, typer.Option(help="An image; may be given several times.")] = None,
+    image: ImageOption = None,
+    video: VideoOption = None,
+    frames: FramesOption = 8,
+    fps: FpsOption = None,
     prompt: Annotated[str | None, typer.Option(help="A question.")] = None,
 ) -> None:
     """See HELP."""
-    pictures = [Image(path) for path in image or []]
-    for picture in pictures:
-        picture.open()
+    visuals = open_visuals(image, video, frames, fps)
 
     from rich.console import Console
 
@@ -41,8 +44,8 @@ def run(
         assistant = llava.load(model, progress=progress.bytes)
     console = Console(soft_wrap=True, highlight=False)
     _show_parts(console, model, assistant)
-    if prompt is not None or pictures:
-        _show_prompt(console, assistant, [Message.user(*pictures, *([prompt] if prompt else []))])
+    if prompt is not None or visuals:
+        _show_prompt(console, assistant, [Message.user(*visuals, *([prompt] if prompt else []))])
 
 
 def _show_parts(console: "Console", name: str, assistant: "Assistant") -> None:
@@ -85,8 +88,18 @@ def _show_prompt(console: "Console", assistant: "Assistant", messages: list[Mess
     console.print("\nrendered text:", style="bold")
     console.print(text, markup=False)
     for span in prompt.spans:
-        width, height = span.image.size
-        name = str(span.image.source)
-        console.print(f"\nimage {name}: {width}x{height}, {span.length} tokens at {span.start}", markup=False)
+        console.print(f"\n{_describe(span)}", markup=False)
     console.print(f"\n{len(prompt.ids)} ids:", style="bold")
     console.print(" ".join(map(str, prompt.ids)), markup=False)
+
+
+def _describe(span: "ImageSpan") -> str:
+    visual, tokens = span.image, f"{span.length} tokens at {span.start}"
+    if isinstance(visual, Image):
+        width, height = visual.size
+        layout = span.layout
+        tiles = f", {layout.columns}x{layout.rows} tiles" if isinstance(layout, TiledLayout) else ""
+        return f"image {visual.source}: {width}x{height}{tiles}, {tokens}"
+    sampled = visual.sampled
+    times = " ".join(f"{time:.3f}" for time in sampled.times)
+    return f"video {visual.source}: {sampled.duration:.3f} s, {tokens}; {len(sampled.times)} frames, at seconds {times}"
