@@ -18,18 +18,22 @@ __all__ = ["Image", "LlavaError", "Message", "Video", "load"]
 __version__ = "0.1.0"
 
 
-def load(name: str, *, device: str | None = None, progress: "Progress | None" = None) -> "Assistant":
-    """Load a model by embedded name or folder, ready to chat; see `llava.assistant.Assistant`.
+def load(
+    name: str, *, device: str | None = None, template: str | None = None, progress: "Progress | None" = None
+) -> "Assistant":
+    """Load a model by name, hub id or folder, ready to chat; see `llava.assistant.Assistant`.
 
+    template: a chat template's name, where the checkpoint does not say which it was trained with.
     device: where it runs, as PyTorch names it ("cpu", "cuda:1"); by default a GPU where there is one.
     progress: called with (what, bytes so far, bytes in all) while parts are fetched.
     Raises LlavaError for an unknown name or a damaged model.
     """
     from llava.assistant import Assistant  # torch is imported only when a model is wanted
-    from llava.checkpoints.native import default_device, load_native
+    from llava.checkpoints.load import load_checkpoint
+    from llava.checkpoints.native import default_device
     from llava.fetch import quiet
     from llava.registry import model_folder
 
-    loaded = load_native(model_folder(name), progress or quiet)
+    loaded = load_checkpoint(model_folder(name), progress or quiet, template)
     loaded.model.to(device or default_device())
     return Assistant(loaded)

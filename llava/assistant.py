@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from torch import Tensor
 
 from llava.chat.messages import Message
-from llava.chat.templates import get_template
 from llava.checkpoints.native import Loaded
 from llava.engine.engine import Engine, Request, RequestImage, Usage
 from llava.engine.sampling import Sampling
@@ -21,10 +20,10 @@ class Assistant:
         self.model: LlavaModel = loaded.model
         self.processor: Processor = loaded.processor
         self._engine = Engine(loaded.model)
-        template = get_template(self.processor.template)
-        ending, _ = self.processor.tokenizer.encode(template.after_answer)
+        text = self.processor.ending().strip(" ")
+        ending = self.processor.tokenizer.encode(text)[0] if text else []
         self._stop_ids = frozenset([self.processor.tokenizer.eos_id, *(ending if len(ending) == 1 else [])])
-        self._stop_text = template.after_answer.strip(" ")
+        self._stops = [text] if text else []
 
     @property
     def usage(self) -> Usage:
@@ -70,7 +69,7 @@ class Assistant:
         answers = self._engine.generate(requests, Sampling(max_new_tokens))
         texts = []
         for ids in answers:
-            text = TextStream(self.processor.tokenizer, [self._stop_text])
+            text = TextStream(self.processor.tokenizer, self._stops)
             texts.append(("".join(text.push(token) for token in ids) + text.finish()).strip())
         return texts
 
@@ -87,7 +86,7 @@ class Assistant:
         return RequestImage(span.image.digest, span.start, span.layout, views)
 
     def _stream(self, messages: Sequence[Message], sampling: Sampling, stop: Sequence[str]) -> Iterator[str]:
-        text = TextStream(self.processor.tokenizer, [self._stop_text, *stop])
+        text = TextStream(self.processor.tokenizer, [*self._stops, *stop])
         for token in self._engine.stream(self.request(messages), sampling):
             if delta := text.push(token):
                 yield delta

@@ -172,10 +172,12 @@ class LlavaConfig(Strict):
     image: ImageConfig
     video: VideoConfig | None = None
     projector: str  # `linear` or `mlpNx_gelu`
-    template: str  # a name in llava.chat.templates
+    template: str  # a name in llava.chat.templates, or `jinja`: then `chat_template` is used
+    chat_template: str | None = None  # the checkpoint's own, in Jinja
     system: str | None = None  # replaces the template's system text; "" leaves it out
     images_first: bool = False  # move the images of a turn before its text, as LLaVA's training data has them
-    base: BaseParts
+    around_image: tuple[str, str] = ("", "")  # text before and after every image
+    base: BaseParts | None = None  # without: the checkpoint's folder holds all parts and the tokenizer
 
     @property
     def has_newline(self) -> bool:

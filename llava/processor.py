@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from llava.chat.jinja import render_jinja
 from llava.chat.messages import Image, Message, Visual
-from llava.chat.templates import ImageSlot, Segment, Text, get_template, render
+from llava.chat.templates import JINJA, ImageSlot, Segment, Text, get_template, render
 from llava.config import ImageConfig, VideoConfig
 from llava.errors import LlavaError
 from llava.media.images import pixels_of, views_of
@@ -55,7 +56,10 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Processor:
-    """How one model's conversations become ids, and its pictures pixels."""
+    """How one model's conversations become ids, and its pictures pixels.
+
+    The fields from `template` on are those of LlavaConfig.
+    """
 
     tokenizer: Tokenizer
     image: ImageConfig
@@ -64,10 +68,12 @@ class Processor:
     template: str
     system: str | None
     images_first: bool
+    around_image: tuple[str, str] = ("", "")
+    chat_template: str | None = None
 
     def with_template(self, name: str) -> "Processor":
-        """The same processor with another template."""
-        return replace(self, template=name)
+        """The same processor with another template. Raises LlavaError for an unknown one."""
+        return replace(self, template=get_template(name).name)
 
     def layout(self, size: tuple[int, int]) -> Layout:
         """How a picture of this size (width, height) becomes tokens."""
@@ -81,12 +87,29 @@ class Processor:
         return video_layout(len(visual.sampled.frames), self.video, self.tokens_per_view)
 
     def system_text(self) -> str:
-        """The system text that a conversation without one of its own gets."""
+        """The system text that a conversation without one of its own gets, where it is known."""
+        if self.template == JINJA:
+            return self.system or ""
         return get_template(self.template).system if self.system is None else self.system
 
     def segments(self, messages: Sequence[Message]) -> list[Segment]:
         """The conversation rendered by the model's template."""
-        return render(get_template(self.template), messages, self.system, self.images_first)
+        if self.template != JINJA:
+            segments = render(get_template(self.template), messages, self.system, self.images_first)
+            return _surround(segments, self.around_image)
+        if self.system is not None and messages and messages[0].role != "system":
+            messages = [Message.system(self.system), *messages]
+        ids = {"bos_token": self.tokenizer.bos_id, "eos_token": self.tokenizer.eos_id}
+        special = {k: "" if i is None else self.tokenizer.decode([i], keep_special=True) for k, i in ids.items()}
+        return render_jinja(self.chat_template or "", messages, special)
+
+    def ending(self) -> str:
+        """What follows an answer, and so ends generation."""
+        if self.template != JINJA:
+            return get_template(self.template).after_answer
+        segments = self.segments([Message.user("a"), Message.assistant("b")])
+        answer = next(part.text for part in segments if isinstance(part, Text) and part.trainable)
+        return answer.rpartition("b")[2]
 
     def prompt(self, messages: Sequence[Message], sizes: Sequence[tuple[int, int]] | None = None) -> Prompt:
         """Render a conversation to ids and labels. Opens the images, unless `sizes` gives their (width, height).
@@ -94,22 +117,23 @@ class Processor:
         Raises LlavaError for a bad conversation, picture or video.
         """
         known = None if sizes is None else iter(sizes)
-        ids: list[int] = [] if self.tokenizer.bos_id is None else [self.tokenizer.bos_id]
+        texts, slots = _between_images(self.segments(messages))
+        # The whole text between two images at once, as the reference implementations do: a token belongs to the
+        # segment in which it begins.
+        encodings = self.tokenizer.encode_parts(["".join(part.text for part in text) for text in texts])
+        bos = self.tokenizer.bos_id
+        ids = [] if bos is None or encodings[0][0][:1] == [bos] else [bos]
         labels = [IGNORE] * len(ids)
         spans: list[ImageSpan] = []
-        for item in _join_texts(self.segments(messages)):
-            if isinstance(item, ImageSlot):
-                layout = self._layout_of(item.image) if known is None else self.layout(next(known))
-                spans.append(ImageSpan(item.image, len(ids), layout))
+        for text, (tokens, starts), slot in zip(texts, encodings, [*slots, None], strict=True):
+            trainable = [part.trainable for part in text for _ in part.text]
+            ids += tokens
+            labels += [token if trainable[start] else IGNORE for token, start in zip(tokens, starts, strict=True)]
+            if slot is not None:
+                layout = self._layout_of(slot.image) if known is None else self.layout(next(known))
+                spans.append(ImageSpan(slot.image, len(ids), layout))
                 ids += [IMAGE_TOKEN] * layout.num_tokens
                 labels += [IGNORE] * layout.num_tokens
-            else:
-                # One call for the whole text between two images, as the reference implementations do: a token belongs
-                # to the segment in which it begins.
-                tokens, starts = self.tokenizer.encode("".join(part.text for part in item))
-                trainable = [part.trainable for part in item for _ in part.text]
-                ids += tokens
-                labels += [token if trainable[start] else IGNORE for token, start in zip(tokens, starts, strict=True)]
         return Prompt(ids, labels, spans)
 
     def views(self, visuals: Sequence[Visual]) -> Tensor:
@@ -126,13 +150,21 @@ class Processor:
         return torch.stack([pixels_of(picture, frame) for picture in visual.sampled.frames])
 
 
-def _join_texts(segments: list[Segment]) -> list[ImageSlot | list[Text]]:
-    joined: list[ImageSlot | list[Text]] = []
+def _between_images(segments: list[Segment]) -> tuple[list[list[Text]], list[ImageSlot]]:
+    """The images, and the texts around them: one more than there are images, perhaps empty."""
+    texts: list[list[Text]] = [[]]
+    slots: list[ImageSlot] = []
     for segment in segments:
         if isinstance(segment, ImageSlot):
-            joined.append(segment)
-        elif joined and isinstance(joined[-1], list):
-            joined[-1].append(segment)
+            slots.append(segment)
+            texts.append([])
         else:
-            joined.append([segment])
-    return joined
+            texts[-1].append(segment)
+    return texts, slots
+
+
+def _surround(segments: list[Segment], around: tuple[str, str]) -> list[Segment]:
+    if around == ("", ""):
+        return segments
+    before, after = Text(around[0]), Text(around[1])
+    return [item for part in segments for item in ((before, part, after) if isinstance(part, ImageSlot) else (part,))]

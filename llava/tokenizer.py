@@ -3,7 +3,7 @@
 A special token written in the text (`<|im_end|>`, `</s>`) becomes that token, as in the reference implementations.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -33,22 +33,45 @@ class Tokenizer(Protocol):
         """Ids of a text and the character at which each begins. Adds no token of its own."""
         ...
 
+    def encode_parts(self, parts: Sequence[str]) -> list[Encoding]:
+        """As `encode`, for the texts of one prompt that stand between its images."""
+        ...
+
     def decode(self, ids: Sequence[int], keep_special: bool = False) -> str:
         """The text of ids. Bytes that are not whole characters become U+FFFD."""
         ...
 
 
 @dataclass(frozen=True)
-class BpeTokenizer:
-    """A byte-level BPE of the `tokenizers` library."""
+class FastTokenizer:
+    """A tokenizer of the `tokenizers` library.
+
+    image_token: how the vocabulary spells an image, if it does. Texts between images are then encoded together, as
+    Hugging Face's processors do: a prefix space at the start of a text comes once, not after every image.
+    """
 
     backend: tokenizers.Tokenizer = field(repr=False)  # a page of text for each token otherwise
     bos_id: int | None
     eos_id: int
+    image_token: str | None = None
 
     def encode(self, text: str) -> Encoding:
         encoding = self.backend.encode(text, add_special_tokens=False)
         return encoding.ids, [start for start, _ in encoding.offsets]
+
+    def encode_parts(self, parts: Sequence[str]) -> list[Encoding]:
+        if self.image_token is None:
+            return [self.encode(part) for part in parts]
+        image = self.backend.token_to_id(self.image_token)
+        ids, starts = self.encode(self.image_token.join(parts))
+        marks = [place for place, token in enumerate(ids) if token == image]
+        if len(marks) != len(parts) - 1:
+            raise LlavaError(f"the text holds the image token '{self.image_token}' itself")
+        encodings, offset = [], 0
+        for part, begin, end in zip(parts, [-1, *marks], [*marks, len(ids)], strict=True):
+            encodings.append((ids[begin + 1 : end], [max(0, start - offset) for start in starts[begin + 1 : end]]))
+            offset += len(part) + len(self.image_token)
+        return encodings
 
     def decode(self, ids: Sequence[int], keep_special: bool = False) -> str:
         return self.backend.decode(list(ids), skip_special_tokens=not keep_special)
@@ -61,7 +84,7 @@ def bpe_tokenizer(
     split_digits: bool,
     bos_id: int | None,
     eos_id: int,
-) -> BpeTokenizer:
+) -> FastTokenizer:
     """GPT-2's byte-level BPE; `split_digits` makes every digit a token of its own, as SmolLM does."""
     backend = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=merges))
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
@@ -69,7 +92,7 @@ def bpe_tokenizer(
     backend.pre_tokenizer = pre_tokenizers.Sequence(steps)
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens([tokenizers.AddedToken(token, normalized=False, special=True) for token in special])
-    return BpeTokenizer(backend, bos_id, eos_id)
+    return FastTokenizer(backend, bos_id, eos_id)
 
 
 class SentencePieceTokenizer:
@@ -77,9 +100,10 @@ class SentencePieceTokenizer:
 
     legacy=True: SentencePiece adds its prefix space after every special token in the text.
     legacy=False: only at the start of the text. (huggingface/transformers pull request 24565)
+    added: special tokens beside those of the file, with their ids.
     """
 
-    def __init__(self, path: Path, legacy: bool = True) -> None:
+    def __init__(self, path: Path, legacy: bool = True, added: Mapping[str, int] | None = None) -> None:
         import sentencepiece
         from google.protobuf.message import DecodeError
         from sentencepiece import sentencepiece_model_pb2
@@ -96,7 +120,7 @@ class SentencePieceTokenizer:
         self.bos_id: int | None = self._model.bos_id()
         self.eos_id: int = self._model.eos_id()
         ids = (self._model.unk_id(), self._model.bos_id(), self._model.eos_id())
-        self._special = {self._model.id_to_piece(i): i for i in ids if i >= 0}
+        self._special = {self._model.id_to_piece(i): i for i in ids if i >= 0} | dict(added or {})
 
     def encode(self, text: str) -> Encoding:
         ids: list[int] = []
@@ -115,6 +139,9 @@ class SentencePieceTokenizer:
                 ids += pieces["ids"]
                 starts += [max(start + begin - prefix, 0) for begin, _ in pieces["offsets"]]
         return ids, starts
+
+    def encode_parts(self, parts: Sequence[str]) -> list[Encoding]:
+        return [self.encode(part) if part else ([], []) for part in parts]
 
     def decode(self, ids: Sequence[int], keep_special: bool = False) -> str:
         names = {token: name for name, token in self._special.items()}

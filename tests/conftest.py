@@ -72,7 +72,7 @@ def tiny_model(smollm2: GgufLlm, template: str = "chatml", seed: int = 0) -> Loa
     processor = Processor(
         smollm2.tokenizer, config.image, None, model.vision.num_tokens, template, config.system, config.images_first
     )
-    return Loaded(model.requires_grad_(False).eval(), processor, smollm2)
+    return Loaded(model.requires_grad_(False).eval(), processor)
 
 
 @pytest.fixture

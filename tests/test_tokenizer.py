@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from llava.checkpoints.gguf import GgufLlm
 from llava.errors import LlavaError
-from llava.tokenizer import BpeTokenizer, SentencePieceTokenizer
+from llava.tokenizer import FastTokenizer, SentencePieceTokenizer
 from tests.conftest import ENCODABLE
 
 SENTENCEPIECE = Path(mistral_common.__file__).parent / "data" / "tokenizer.model.v1"
@@ -35,7 +35,7 @@ def test_bpe_splits_digits_and_knows_special_tokens(smollm2: GgufLlm) -> None:
 
 def test_bpe_equals_transformers_over_the_same_backend(smollm2: GgufLlm) -> None:
     tokenizer = smollm2.tokenizer
-    assert isinstance(tokenizer, BpeTokenizer)
+    assert isinstance(tokenizer, FastTokenizer)
     theirs = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend, clean_up_tokenization_spaces=False)
     for text in ("Hello world", "naïve café 你好 :)", "  two  spaces\n\nlines\t", "a<|im_end|>b"):
         assert tokenizer.encode(text)[0] == theirs(text, add_special_tokens=False).input_ids

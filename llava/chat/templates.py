@@ -106,6 +106,8 @@ _LLAMA_2 = Template(
     after_answer=" </s>",
 )
 
+JINJA = "jinja"  # in place of a name: the checkpoint's own template (llava.chat.jinja)
+
 TEMPLATES = {
     template.name: template
     for template in (
@@ -162,16 +164,10 @@ def render(
     images_first: moves the images of each turn before its text, each followed by a newline.
     Raises LlavaError when the turns do not alternate between user and assistant.
     """
+    check_turns(messages)
     turns = list(messages)
-    if turns and turns[0].role == "system":
+    if turns[0].role == "system":
         system = "".join(_plain_text(turns.pop(0)))
-    expected = ["user", "assistant"] * len(turns)
-    roles = [turn.role for turn in turns]
-    if not turns or roles != expected[: len(turns)]:
-        raise LlavaError(
-            f"a conversation is turns of user and assistant, a user first (and a system message before them, if any); "
-            f"found: {', '.join(message.role for message in messages) or 'no message'}"
-        )
     segments: list[Segment] = []
     system = template.system if system is None else system
     if system and not template.prompt_is_dropped:
@@ -186,6 +182,17 @@ def render(
             answer = template.before_answer + _plain_text(turn) + template.after_answer
             segments += [Text(answer, trainable=True), Text(template.between)]
     return [segment for segment in segments if segment != Text("") and segment != Text("", trainable=True)]
+
+
+def check_turns(messages: Sequence[Message]) -> None:
+    """Raise LlavaError unless user and assistant take turns, a user first, perhaps after a system message."""
+    roles = [message.role for message in messages]
+    turns = roles[1:] if roles[:1] == ["system"] else roles
+    if not turns or turns != (["user", "assistant"] * len(turns))[: len(turns)]:
+        raise LlavaError(
+            f"a conversation is turns of user and assistant, a user first (and a system message before them, if any); "
+            f"found: {', '.join(roles) or 'no message'}"
+        )
 
 
 def _user_content(turn: Message, only_images: bool, images_first: bool) -> list[Segment]:

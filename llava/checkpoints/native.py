@@ -1,9 +1,12 @@
 """The native layout: a folder with what was trained, and a `config.json` that names the base parts it stands on.
 
-config.json             LlavaConfig
+config.json             LlavaConfig; with `base`: what was trained, on base parts
 projector.safetensors   the projector
 adapter/                a LoRA of the decoder, in PEFT's layout   } one of them, or neither where the
 llm.safetensors         the whole decoder                         } decoder was left as it is
+
+Without `base` the folder holds everything: shards of LlavaModel's tensors under its own names, and the tokenizer's
+files (llava.checkpoints.load reads it).
 """
 
 from collections.abc import Mapping
@@ -15,7 +18,7 @@ from torch import Tensor
 
 from llava.checkpoints.adapters import merge_adapter
 from llava.checkpoints.files import load_strict, read_safetensors, write_safetensors
-from llava.checkpoints.gguf import GgufLlm, open_gguf
+from llava.checkpoints.gguf import open_gguf
 from llava.config import LlavaConfig, load_config
 from llava.errors import LlavaError
 from llava.fetch import Progress, quiet, resolve
@@ -30,11 +33,10 @@ CONFIG, PROJECTOR, LLM, ADAPTER = "config.json", "projector.safetensors", "llm.s
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model on the CPU in float32, its processor, and the open base LLM."""
+    """A model on the CPU in float32, and its processor."""
 
     model: LlavaModel
     processor: Processor
-    base: GgufLlm
 
 
 def default_device() -> torch.device:
@@ -57,6 +59,8 @@ def load_native(folder: Path, progress: Progress = quiet) -> Loaded:
 
 def load_base(config: LlavaConfig, progress: Progress = quiet, with_llm: bool = True) -> Loaded:
     """The pre-trained parts that `config` names, with a freshly initialised projector. Raises LlavaError."""
+    if config.base is None:
+        raise LlavaError("this model stands on no base parts, as training needs them")
     with torch.device("meta"):
         model = LlavaModel(config)
     vision = resolve(config.base.vision, progress)
@@ -67,15 +71,22 @@ def load_base(config: LlavaConfig, progress: Progress = quiet, with_llm: bool = 
     if with_llm:
         load_strict(model.llm, dict(base.tensors()), base.path)
     model.projector = build_projector(config.projector, model.vision.feature_size, config.llm.hidden_size)
-    return Loaded(
-        model.requires_grad_(False).eval(), build_processor(config, base.tokenizer, model.vision.num_tokens), base
-    )
+    processor = build_processor(config, base.tokenizer, model.vision.num_tokens)
+    return Loaded(model.requires_grad_(False).eval(), processor)
 
 
 def build_processor(config: LlavaConfig, tokenizer: Tokenizer, tokens_per_view: int) -> Processor:
     """The processor of a model with this config."""
     return Processor(
-        tokenizer, config.image, config.video, tokens_per_view, config.template, config.system, config.images_first
+        tokenizer,
+        config.image,
+        config.video,
+        tokens_per_view,
+        config.template,
+        config.system,
+        config.images_first,
+        config.around_image,
+        config.chat_template,
     )
 
 

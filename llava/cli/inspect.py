@@ -53,12 +53,12 @@ def _show_parts(console: "Console", name: str, assistant: "Assistant") -> None:
 
     config, model = assistant.model.config, assistant.model
     parts = {
-        "vision encoder": (model.vision, f"{config.vision.type}, from {config.base.vision}"),
+        "vision encoder": (model.vision, config.vision.type + (f", from {config.base.vision}" if config.base else "")),
         "projector": (model.projector, config.projector),
         "LLM": (
             model.llm,
-            f"{config.llm.num_layers} layers, width {config.llm.hidden_size}, context {config.llm.max_positions}, "
-            f"from {config.base.llm}",
+            f"{config.llm.num_layers} layers, width {config.llm.hidden_size}, context {config.llm.max_positions}"
+            + (f", from {config.base.llm}" if config.base else ""),
         ),
     }
     table = Table(title=name)

@@ -106,7 +106,7 @@ def _save_adapter(folder: Path, model: LlavaModel, lora: Lora) -> None:
     write_safetensors(folder / "adapter_model.safetensors", tensors)
     config = {
         "peft_type": "LORA",
-        "base_model_name_or_path": model.config.base.llm,
+        "base_model_name_or_path": model.config.base and model.config.base.llm,
         "r": lora.rank,
         "lora_alpha": lora.alpha,
         "lora_dropout": lora.dropout,

@@ -1,0 +1,121 @@
+"""A checkpoint's own chat template, in Jinja, rendered in a sandbox to the same segments as ours.
+
+The template is untrusted: the sandbox denies it every attribute and change of objects, and what it renders is limited.
+Source: transformers' `apply_chat_template`, whose environment and variables these are.
+"""
+
+import itertools
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jinja2
+from jinja2.ext import Extension
+from jinja2.nodes import Node
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from llava.chat.messages import Image, Message
+from llava.chat.templates import ImageSlot, Segment, Text, check_turns
+from llava.errors import LlavaError
+
+IMAGE, VIDEO = "<image>", "<video>"  # what templates write for a picture and a video
+_ESCAPED = {IMAGE: "\ue000", VIDEO: "\ue001"}  # private characters: stand for these words in what the user says
+MAX_TEMPLATE, MAX_RENDERED = 100_000, 10_000_000  # characters
+
+
+def render_jinja(template: str, messages: Sequence[Message], special: dict[str, str]) -> list[Segment]:
+    """A conversation as segments; a generation prompt if the last message is a user's.
+
+    special: `bos_token` and the like, which templates write. Answers are trainable where the conversation up to them
+    begins the whole text, as it does in every template of a published model. Raises LlavaError.
+    """
+    check_turns(messages)
+    whole = _render(template, messages, special)
+    answers: list[tuple[int, int]] = []
+    for index, message in enumerate(messages):
+        if message.role == "assistant":
+            before = _render(template, messages[:index], special)
+            after = _render(template, messages[: index + 1], special).rstrip("\n")
+            if not (after.startswith(before) and whole.startswith(after)):
+                raise LlavaError("this checkpoint's chat template rewrites earlier turns; name a --template instead")
+            answers.append((len(before), len(after)))
+    cuts = sorted({0, len(whole), *(place for answer in answers for place in answer)})
+    visuals = iter([part for message in messages for part in message.content if not isinstance(part, str)])
+    segments: list[Segment] = []
+    for start, end in itertools.pairwise(cuts):
+        trainable = (start, end) in answers
+        for piece in _split(whole[start:end]):
+            if piece not in (IMAGE, VIDEO):
+                segments.append(Text(_unescape(piece), trainable))
+                continue
+            visual = next(visuals, None)
+            if visual is None or isinstance(visual, Image) != (piece == IMAGE):
+                raise LlavaError("this checkpoint's chat template places images and videos otherwise than they stand")
+            segments.append(ImageSlot(visual))
+    if next(visuals, None) is not None:
+        raise LlavaError("this checkpoint's chat template leaves out an image or a video")
+    return segments
+
+
+def _render(template: str, messages: Sequence[Message], special: dict[str, str]) -> str:
+    if len(template) > MAX_TEMPLATE:
+        raise LlavaError(f"the chat template is over {MAX_TEMPLATE} characters long")
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
+    )
+    environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
+    environment.globals["raise_exception"] = _raise
+    asks = messages[-1].role == "user"
+    try:
+        compiled = environment.from_string(template)
+        said = [_plain(message) for message in messages]
+        text = compiled.render(messages=said, add_generation_prompt=asks, **special)
+    except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError) as error:
+        raise LlavaError(f"the chat template fails: {error}") from None
+    if len(text) > MAX_RENDERED:
+        raise LlavaError(f"the chat template renders over {MAX_RENDERED} characters")
+    return text
+
+
+def _raise(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+def _plain(message: Message) -> dict[str, Any]:
+    """A message as templates of multimodal models know it: its content is a list of parts, for every role."""
+    content: list[dict[str, str]] = []
+    for part in message.content:
+        if isinstance(part, str):
+            content.append({"type": "text", "text": _escape(part)})
+        else:
+            content.append({"type": "image" if isinstance(part, Image) else "video"})
+    return {"role": message.role, "content": content}
+
+
+class _Generation(Extension):
+    """`{% generation %}`, with which transformers marks what the model says. Here answers are found otherwise."""
+
+    tags = {"generation"}  # noqa: RUF012
+
+    def parse(self, parser: Parser) -> list[Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _escape(text: str) -> str:
+    for word, character in _ESCAPED.items():
+        text = text.replace(word, character)
+    return text
+
+
+def _unescape(text: str) -> str:
+    for word, character in _ESCAPED.items():
+        text = text.replace(character, word)
+    return text
+
+
+def _split(text: str) -> list[str]:
+    """The text cut at image and video marks, which stay as pieces of their own; nothing empty."""
+    return [piece for piece in re.split(f"({IMAGE}|{VIDEO})", text) if piece]

@@ -1,0 +1,125 @@
+"""Load a checkpoint of any layout. Which one it is, its content tells, never its name."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from llava.checkpoints import hf, native, original
+from llava.checkpoints.adapters import merge_adapter
+from llava.checkpoints.hf_config import read_json
+from llava.checkpoints.native import CONFIG, Loaded, build_processor
+from llava.checkpoints.stream import load_streamed, stream_tensors, weight_files
+from llava.checkpoints.tokenizer_files import read_tokenizer
+from llava.config import LlavaConfig, load_config
+from llava.errors import LlavaError
+from llava.fetch import Progress, quiet
+from llava.models.llava import LlavaModel
+from llava.registry import model_folder
+
+Rename = Callable[[str], str | None]
+
+
+def load_checkpoint(folder: Path, progress: Progress = quiet, template: str | None = None) -> Loaded:
+    """A model and its processor from a folder of the native, hf or original layout. Raises LlavaError.
+
+    template: a name, where the checkpoint does not say which it was trained with, or to overrule it.
+    """
+    values = read_json(folder / CONFIG)
+    if "layout" in values:
+        loaded = _load_native(folder, progress)
+        return Loaded(loaded.model, loaded.processor.with_template(template)) if template else loaded
+    if original.is_original(values):
+        return _load_original(folder, template)
+    if values.get("model_type") in hf.MODEL_TYPES:
+        model = _stream(hf.read_config(folder, template), folder, weight_files(folder), hf.rename)
+        return _loaded(model, folder, prefer_sentencepiece=False)
+    raise LlavaError(
+        f"{folder / CONFIG}: not a LLaVA model; expected the key 'layout' (native), 'mm_vision_tower' (original), or "
+        f"model_type {', '.join(hf.MODEL_TYPES)} (hf), found model_type {values.get('model_type')!r}"
+    )
+
+
+def _load_native(folder: Path, progress: Progress) -> Loaded:
+    config = load_config(folder / CONFIG)
+    if config.base is not None:
+        return native.load_native(folder, progress)
+    model = _stream(config, folder, weight_files(folder), lambda name: name)
+    return _loaded(model, folder, prefer_sentencepiece=not (folder / "tokenizer.json").exists())
+
+
+def _load_original(folder: Path, template: str | None) -> Loaded:
+    config = original.read_config(folder, template)
+    trained = next((folder / n for n in (original.LORA, original.PROJECTOR) if (folder / n).exists()), None)
+    if trained is None:
+        model = _stream(config, folder, weight_files(folder), original.rename)
+        return _loaded(model, folder, prefer_sentencepiece=True)
+    base = _base_of(folder)
+    files = [*weight_files(base), trained]
+
+    def rename(stored: str) -> str | None:
+        return original.rename_trained(stored) if "mm_projector" in stored else original.rename(stored)
+
+    model = _stream(config, folder, files, rename)
+    if trained.name == original.LORA:
+        merge_adapter(model.llm, folder)
+    tokenized = folder if (folder / "tokenizer.model").exists() or (folder / "tokenizer.json").exists() else base
+    return _loaded(model, tokenized, prefer_sentencepiece=True)
+
+
+def _base_of(folder: Path) -> Path:
+    """The LLM that a projector or LoRA stands on, as its configuration names it."""
+    adapter = folder / "adapter_config.json"
+    names = [read_json(adapter).get("base_model_name_or_path")] if adapter.exists() else []
+    names.append(read_json(folder / CONFIG).get("_name_or_path"))
+    for name in names:
+        if isinstance(name, str) and name:
+            return model_folder(name)
+    raise LlavaError(f"{folder}: holds only what was trained, and does not name its base (base_model_name_or_path)")
+
+
+def _stream(config: LlavaConfig, folder: Path, files: list[Path], rename: Rename) -> LlavaModel:
+    with torch.device("meta"):
+        model = LlavaModel(config)
+    known = model.state_dict().keys()
+    tied = config.llm.tie_embeddings
+
+    def wanted(stored: str) -> str | None:
+        name = rename(stored)
+        if name is None or name in known:
+            return name
+        unused = (tied and name == "llm.lm_head.weight") or _is_unused_vision(name)
+        return None if unused else name
+
+    absent = load_streamed(model, stream_tensors(files), wanted, folder, lambda name: name.startswith("vision."))
+    if absent:
+        _load_tower(model, folder, absent)
+    return model.requires_grad_(False).eval()
+
+
+def _is_unused_vision(name: str) -> bool:
+    """Whether a tensor belongs to a part of the vision tower that comes after the layer that is read out."""
+    parts = name.split(".")
+    return parts[0] == "vision" and (
+        parts[1:3] == ["encoder", "layers"] or parts[1] in ("post_layernorm", "head") or name.endswith("position_ids")
+    )
+
+
+def _load_tower(model: LlavaModel, folder: Path, absent: list[str]) -> None:
+    """The vision tower where the checkpoint leaves it out: from the repository or folder that it names."""
+    held = sum(name.startswith("vision.") for name in model.state_dict())
+    if len(absent) != held:
+        raise LlavaError(f"{folder}: {len(absent)} of the vision tower's {held} tensors are missing: {absent[0]}, ...")
+    tower = model_folder(original.tower_of(folder))
+
+    def rename(stored: str) -> str | None:
+        name = stored.removeprefix("vision_model.")
+        return name if name in expected else None  # the file may hold the text tower too
+
+    expected = model.vision.state_dict().keys()
+    load_streamed(model.vision, stream_tensors(weight_files(tower)), rename, tower)
+
+
+def _loaded(model: LlavaModel, folder: Path, prefer_sentencepiece: bool) -> Loaded:
+    tokenizer = read_tokenizer(folder, prefer_sentencepiece, None if prefer_sentencepiece else "<image>")
+    return Loaded(model, build_processor(model.config, tokenizer, model.vision.num_tokens))
