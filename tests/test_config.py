@@ -70,7 +70,11 @@ def test_a_config_is_frozen() -> None:
 @pytest.mark.parametrize(
     ("place", "known"),
     [
-        ("foo", "layout, llm, vision, image, projector, template, system, images_first, base"),
+        (
+            "foo",
+            "layout, llm, vision, image, video, projector, template, chat_template, system, images_first, "
+            "around_image, base",
+        ),
         ("base.foo", "llm, vision"),
         ("image.foo", "size, aspect, mean, std"),
     ],

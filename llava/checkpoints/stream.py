@@ -82,11 +82,12 @@ def load_streamed(
             continue
         if name not in expected:
             unexpected.append(stored)
-        elif tensor.shape != expected[name].shape:
+            continue
+        found.add(name)
+        if tensor.shape != expected[name].shape:
             shapes.append(f"{stored} {tuple(tensor.shape)}, expected {tuple(expected[name].shape)}")
         else:
             _assign(model, name, tensor.float() if tensor.is_floating_point() else tensor)
-            found.add(name)
     absent = sorted(expected.keys() - found)
     missing = [name for name in absent if not optional(name)]
     problems = [("missing", missing), ("unexpected", unexpected), ("of another shape", shapes)]
