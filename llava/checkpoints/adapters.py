@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from llava.checkpoints.files import read_safetensors
+from llava.checkpoints.files import read_safetensors, read_torch
 from llava.errors import LlavaError
 
 _PREFIX = "base_model.model."
@@ -17,9 +17,10 @@ _UNSUPPORTED = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "fan_
 
 
 @torch.no_grad()
-def merge_adapter(decoder: nn.Module, folder: Path) -> None:
+def merge_adapter(decoder: nn.Module, folder: Path, prefix: str = "") -> None:
     """Fold the adapter in `folder` into the weights of `decoder`, in place.
 
+    prefix: what stands before the decoder's names where the adapter was made for a model around it.
     Raises LlavaError for a damaged adapter, one of a kind not supported, or with tensors that match nothing.
     """
     path = folder / "adapter_config.json"
@@ -31,10 +32,11 @@ def merge_adapter(decoder: nn.Module, folder: Path) -> None:
     for key in _UNSUPPORTED:
         if config.get(key):
             raise LlavaError(f"{path}: {key} is not supported, only plain LoRA is")
-    tensors = read_safetensors(folder / "adapter_model.safetensors")
+    binary = folder / "adapter_model.bin"
+    tensors = read_torch(binary) if binary.exists() else read_safetensors(folder / "adapter_model.safetensors")
     weights = dict(decoder.named_parameters())
     for name in sorted(name for name in tensors if name.endswith(".lora_A.weight")):
-        target = name.removeprefix(_PREFIX).replace(".lora_A.weight", ".weight")
+        target = name.removeprefix(_PREFIX).removeprefix(prefix).replace(".lora_A.weight", ".weight")
         a, b = tensors.pop(name), tensors.pop(name.replace(".lora_A.", ".lora_B."), None)
         if b is None or target not in weights or (b.shape[0], a.shape[1]) != tuple(weights[target].shape):
             raise LlavaError(f"{folder}: adapter tensor '{name}' does not fit the model; is it for another base?")

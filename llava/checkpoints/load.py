@@ -62,7 +62,7 @@ def _load_original(folder: Path, template: str | None) -> Loaded:
 
     model = _stream(config, folder, files, rename)
     if trained.name == original.LORA:
-        merge_adapter(model.llm, folder)
+        merge_adapter(model.llm, folder, prefix="model.")
     tokenized = folder if (folder / "tokenizer.model").exists() or (folder / "tokenizer.json").exists() else base
     return _loaded(model, tokenized, prefer_sentencepiece=True)
 
