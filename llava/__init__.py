@@ -32,8 +32,10 @@ def load(
     from llava.checkpoints.load import load_checkpoint
     from llava.checkpoints.native import default_device
     from llava.fetch import quiet
-    from llava.registry import model_folder
+    from llava.registry import PUBLISHED, model_folder
 
+    if template is None and name in PUBLISHED and PUBLISHED[name].layout == "original":
+        template = PUBLISHED[name].template  # which the checkpoint itself does not say
     loaded = load_checkpoint(model_folder(name), progress or quiet, template)
     loaded.model.to(device or default_device())
     return Assistant(loaded)

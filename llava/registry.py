@@ -3,6 +3,7 @@
 Hashes and licences were checked on 2026-11-22; each part is one file of one wheel on the Python package index.
 """
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,12 +52,116 @@ PARTS = {
 EMBEDDED = {"llava-smol": Path(__file__).parent / "embedded" / "llava-smol"}  # trained by us, shipped with the package
 
 
+@dataclass(frozen=True)
+class Published:
+    """A published model. billions: its parameters, the vision tower among them."""
+
+    id: str  # on the Hugging Face hub
+    layout: str  # hf or original
+    generation: str
+    llm: str
+    billions: float
+    template: str  # the one it was trained with; hf checkpoints bring it in Jinja
+
+
+def _published(layout: str, generation: str, *rows: tuple[str, str, float, str]) -> list[Published]:
+    return [Published(name, layout, generation, llm, billions, template) for name, llm, billions, template in rows]
+
+
+PUBLISHED = {
+    model.id: model
+    for model in (
+        *_published(
+            "original",
+            "1.0",
+            ("liuhaotian/llava-llama-2-7b-chat-lightning-lora-preview", "Llama 2 7B", 7.0, "llava_llama_2"),
+            ("liuhaotian/llava-llama-2-13b-chat-lightning-preview", "Llama 2 13B", 13.3, "llava_llama_2"),
+        ),
+        *_published(
+            "original",
+            "1.5",
+            ("liuhaotian/llava-v1.5-7b", "Vicuna 7B", 7.1, "vicuna_v1"),
+            ("liuhaotian/llava-v1.5-7b-lora", "Vicuna 7B", 7.1, "vicuna_v1"),
+            ("liuhaotian/llava-v1.5-13b", "Vicuna 13B", 13.4, "vicuna_v1"),
+            ("liuhaotian/llava-v1.5-13b-lora", "Vicuna 13B", 13.4, "vicuna_v1"),
+        ),
+        *_published(
+            "original",
+            "1.6",
+            ("liuhaotian/llava-v1.6-vicuna-7b", "Vicuna 7B", 7.1, "vicuna_v1"),
+            ("liuhaotian/llava-v1.6-vicuna-13b", "Vicuna 13B", 13.4, "vicuna_v1"),
+            ("liuhaotian/llava-v1.6-mistral-7b", "Mistral 7B", 7.6, "mistral_instruct"),
+            ("liuhaotian/llava-v1.6-34b", "Yi 34B", 34.8, "chatml_direct"),
+            ("lmms-lab/llama3-llava-next-8b", "Llama 3 8B", 8.4, "llava_llama_3"),
+        ),
+        *_published(
+            "original",
+            "NeXT-Video",
+            ("lmms-lab/LLaVA-NeXT-Video-7B", "Vicuna 7B", 7.1, "vicuna_v1"),
+            ("lmms-lab/LLaVA-NeXT-Video-7B-DPO", "Vicuna 7B", 7.1, "vicuna_v1"),
+            ("lmms-lab/LLaVA-NeXT-Video-34B", "Yi 34B", 34.8, "chatml_direct"),
+            ("lmms-lab/LLaVA-NeXT-Video-34B-DPO", "Yi 34B", 34.8, "chatml_direct"),
+        ),
+        *_published(
+            "hf",
+            "1.5",
+            ("llava-hf/llava-1.5-7b-hf", "Vicuna 7B", 7.1, "vicuna_v1"),
+            ("llava-hf/llava-1.5-13b-hf", "Vicuna 13B", 13.4, "vicuna_v1"),
+        ),
+        *_published(
+            "hf",
+            "1.6",
+            ("llava-hf/llava-v1.6-vicuna-7b-hf", "Vicuna 7B", 7.1, "vicuna_v1"),
+            ("llava-hf/llava-v1.6-vicuna-13b-hf", "Vicuna 13B", 13.4, "vicuna_v1"),
+            ("llava-hf/llava-v1.6-mistral-7b-hf", "Mistral 7B", 7.6, "mistral_instruct"),
+            ("llava-hf/llava-v1.6-34b-hf", "Yi 34B", 34.8, "chatml_direct"),
+            ("llava-hf/llama3-llava-next-8b-hf", "Llama 3 8B", 8.4, "llava_llama_3"),
+        ),
+        *_published(
+            "hf",
+            "NeXT-Video",
+            ("llava-hf/LLaVA-NeXT-Video-7B-hf", "Vicuna 7B", 7.1, "vicuna_v1"),
+            ("llava-hf/LLaVA-NeXT-Video-7B-DPO-hf", "Vicuna 7B", 7.1, "vicuna_v1"),
+            ("llava-hf/LLaVA-NeXT-Video-34B-hf", "Yi 34B", 34.8, "chatml_direct"),
+        ),
+    )
+}
+
+# What a checkpoint is made of, in any layout; code and other weights stay where they are.
+_WANTED = ("*.json", "*.jinja", "*.safetensors", "*.bin", "tokenizer.model")
+
+
 def model_folder(name: str) -> Path:
-    """The folder of a model given by an embedded name or a path. Raises LlavaError that lists the names."""
+    """The folder of a model given by an embedded name, a path, or an id on the hub, which is fetched once.
+
+    A download that was cut off goes on where it stopped; `HF_HUB_OFFLINE=1` uses only what is there. Raises LlavaError.
+    """
     if name in EMBEDDED:
         return EMBEDDED[name]
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.startswith("."):
+        return _from_hub(name)
     known = ", ".join(EMBEDDED)
-    raise LlavaError(f"unknown model '{name}': neither a known name ({known}) nor a folder")
+    raise LlavaError(
+        f"unknown model '{name}': neither a known name ({known}), a folder, nor an id on the hub (owner/name); "
+        "`llava models` lists the published ones"
+    )
+
+
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import list_repo_files, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    try:
+        try:
+            files = list_repo_files(name)
+        except OfflineModeIsEnabled:
+            files = []
+        # Where weights are there in both forms, the safe one is enough.
+        ignored = ["pytorch_model*.bin"] if any(file.endswith(".safetensors") for file in files) else []
+        return Path(snapshot_download(name, allow_patterns=list(_WANTED), ignore_patterns=ignored))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise LlavaError(f"'{name}' is no folder, and cannot be fetched from the hub: {reason}") from None

@@ -1,10 +1,10 @@
-"""The command line: `llava chat | train | eval | inspect`. One file a command; heavy imports happen inside them."""
+"""The command line: `llava chat | train | eval | inspect | models`. One file a command; heavy imports happen inside them."""
 
 import sys
 
 import typer
 
-from llava.cli import chat, evaluate, inspect, train
+from llava.cli import chat, evaluate, inspect, models, train
 from llava.errors import LlavaError
 
 app = typer.Typer(
@@ -19,6 +19,7 @@ app.command("chat", help=chat.HELP)(chat.run)
 app.command("train", help=train.HELP)(train.run)
 app.command("eval", help=evaluate.HELP)(evaluate.run)
 app.command("inspect", help=inspect.HELP)(inspect.run)
+app.command("models", help=models.HELP)(models.run)
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llava.chat.messages import Message, Visual
-from llava.cli.visuals import FpsOption, FramesOption, ImageOption, VideoOption, open_visuals
+from llava.cli.visuals import FpsOption, FramesOption, ImageOption, TemplateOption, VideoOption, open_visuals
 from llava.errors import LlavaError
 
 if TYPE_CHECKING:
@@ -28,12 +28,13 @@ Examples:
 
 
 def run(
-    model: Annotated[str, typer.Argument(help="An embedded name (llava-smol) or a folder.")] = "llava-smol",
+    model: Annotated[str, typer.Argument(help="A name (llava-smol), an id on the hub or a folder.")] = "llava-smol",
     image: ImageOption = None,
     video: VideoOption = None,
     frames: FramesOption = 8,
     fps: FpsOption = None,
     prompt: Annotated[str | None, typer.Option(help="A first question.")] = None,
+    template: TemplateOption = None,
     max_new_tokens: Annotated[int, typer.Option(help="The longest answer, in tokens.")] = 512,
     temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.0,
     top_p: Annotated[float, typer.Option(help="Sample from the likeliest tokens that make up this probability.")] = 1.0,
@@ -52,7 +53,7 @@ def run(
 
     sampling = Sampling(max_new_tokens, temperature, top_p, top_k, seed)
     with bars() as progress:
-        assistant = llava.load(model, progress=progress.bytes)
+        assistant = llava.load(model, template=template, progress=progress.bytes)
     conversation: list[Message] = []
     if prompt is not None:
         if interactive:

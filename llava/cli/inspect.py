@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llava.chat.messages import Image, Message
-from llava.cli.visuals import FpsOption, FramesOption, ImageOption, VideoOption, open_visuals
+from llava.cli.visuals import FpsOption, FramesOption, ImageOption, TemplateOption, VideoOption, open_visuals
 from llava.media.tiling import TiledLayout
 
 if TYPE_CHECKING:
@@ -25,12 +25,13 @@ Examples:
 
 
 def run(
-    model: Annotated[str, typer.Argument(help="An embedded name or a folder.")],
+    model: Annotated[str, typer.Argument(help="A name, an id on the hub or a folder.")],
     image: ImageOption = None,
     video: VideoOption = None,
     frames: FramesOption = 8,
     fps: FpsOption = None,
     prompt: Annotated[str | None, typer.Option(help="A question.")] = None,
+    template: TemplateOption = None,
 ) -> None:
     """See HELP."""
     visuals = open_visuals(image, video, frames, fps)
@@ -41,7 +42,7 @@ def run(
     from llava.cli.progress import bars
 
     with bars() as progress:
-        assistant = llava.load(model, progress=progress.bytes)
+        assistant = llava.load(model, template=template, progress=progress.bytes)
     console = Console(soft_wrap=True, highlight=False)
     _show_parts(console, model, assistant)
     if prompt is not None or visuals:

@@ -11,6 +11,7 @@ from llava.chat.messages import Image, Video, Visual
 ImageOption = Annotated[list[Path] | None, typer.Option(help="An image; may be given several times.")]
 VideoOption = Annotated[list[Path] | None, typer.Option(help="A video; may be given several times.")]
 FramesOption = Annotated[int, typer.Option(help="How many frames of a video are seen, evenly spread; at most 256.")]
+TemplateOption = Annotated[str | None, typer.Option(help="A chat template, where the checkpoint does not say its own.")]
 FpsOption = Annotated[float | None, typer.Option(help="See so many frames a second, at most --frames in all.")]
 
 
