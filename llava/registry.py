@@ -127,8 +127,10 @@ PUBLISHED = {
     )
 }
 
-# What a checkpoint is made of, in any layout; code and other weights stay where they are.
-_WANTED = ("*.json", "*.jinja", "*.safetensors", "*.bin", "tokenizer.model")
+_TRAINED = ("mm_projector.bin", "non_lora_trainables.bin")
+# What a checkpoint is made of, in any layout: first all but whole models in `.bin`, which safetensors make needless.
+_FIRST = ("*.json", "*.jinja", "*.safetensors", "tokenizer.model", "adapter_model.bin", *_TRAINED)
+_ELSE = ("pytorch_model*.bin",)
 
 
 def model_folder(name: str) -> Path:
@@ -151,17 +153,14 @@ def model_folder(name: str) -> Path:
 
 
 def _from_hub(name: str) -> Path:
-    from huggingface_hub import list_repo_files, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        try:
-            files = list_repo_files(name)
-        except OfflineModeIsEnabled:
-            files = []
-        # Where weights are there in both forms, the safe one is enough.
-        ignored = ["pytorch_model*.bin"] if any(file.endswith(".safetensors") for file in files) else []
-        return Path(snapshot_download(name, allow_patterns=list(_WANTED), ignore_patterns=ignored))
+        folder = Path(snapshot_download(name, allow_patterns=list(_FIRST)))
+        if not any(folder.glob("*.safetensors")) and not any((folder / file).exists() for file in _TRAINED):
+            folder = Path(snapshot_download(name, allow_patterns=list(_ELSE)))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise LlavaError(f"'{name}' is no folder, and cannot be fetched from the hub: {reason}") from None
+    return folder

@@ -1,4 +1,4 @@
-"""The command line: `llava chat | train | eval | inspect | models`. One file a command; heavy imports happen inside them."""
+"""The command line: `llava chat | train | eval | inspect | models`. One file a command; heavy imports happen inside."""
 
 import sys
 

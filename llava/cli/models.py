@@ -23,14 +23,16 @@ def run() -> None:
     memory = _memory()
     table = Table(caption=f"memory in float32; this machine has {memory / 1e9:.0f} GB")
     for column in ("name", "layout", "LLM", "template", "parameters", "memory", "fits"):
-        table.add_column(column, justify="right" if column in ("parameters", "memory") else "left")
+        numeric = column in ("parameters", "memory")
+        table.add_column(column, justify="right" if numeric else "left", no_wrap=True)
     for name in EMBEDDED:
         table.add_row(name, "embedded", "SmolLM2 135M", "chatml", "0.14 B", "0.6 GB", "yes")
     for model in PUBLISHED.values():
         need = model.billions * 1e9 * _BYTES
         size = (f"{model.billions:.1f} B", f"{need / 1e9:.0f} GB", "yes" if need < memory else "no")
         table.add_row(model.id, f"{model.layout} {model.generation}", model.llm, model.template, *size)
-    Console(soft_wrap=True).print(table)
+    console = Console()
+    (console if console.is_terminal else Console(width=140)).print(table)
 
 
 def _memory() -> int:
