@@ -71,7 +71,10 @@ def write_checkpoint(folder: Path, kind: str, family: str, seed: int) -> Peer:
     """A random small checkpoint of this kind, in the layout of the hub."""
     random = np.random.default_rng(seed)
     torch.manual_seed(seed)
-    pick = lambda *choices: choices[int(random.integers(len(choices)))]  # noqa: E731
+
+    def pick(*choices: Any) -> Any:
+        return choices[int(random.integers(len(choices)))]
+
     side, heads = pick(28, 42), pick(2, 4)
     vision = transformers.CLIPVisionConfig(
         image_size=side,

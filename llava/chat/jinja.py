@@ -17,7 +17,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from llava.chat.messages import Image, Message
-from llava.chat.templates import ImageSlot, Segment, Text, check_turns
+from llava.chat.templates import ImageSlot, Segment, Template, Text, check_turns
 from llava.errors import LlavaError
 
 IMAGE, VIDEO = "<image>", "<video>"  # what templates write for a picture and a video
@@ -57,6 +57,42 @@ def render_jinja(template: str, messages: Sequence[Message], special: dict[str, 
     if next(visuals, None) is not None:
         raise LlavaError("this checkpoint's chat template leaves out an image or a video")
     return segments
+
+
+def jinja_of(template: Template, system: str | None) -> str:
+    """A template of ours as Jinja, for processors that know no other; images stand before a turn's text."""
+
+    def text(value: str) -> str:
+        return "{{ " + json.dumps(value) + " }}" if value else ""
+
+    said = template.system if system is None else system
+    parts = "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}"
+    images = (
+        "{% for part in message['content'] if part['type'] == 'image' %}{{ '<image>\\n' }}{% endfor %}"
+        "{% for part in message['content'] if part['type'] == 'video' %}{{ '<video>\\n' }}{% endfor %}"
+    )
+    first = template.before_user if template.first_user is None or not said else template.first_user
+    return (
+        "{% if messages[0]['role'] == 'system' %}"
+        "{% set said = messages[0]['content'][0]['text'] %}{% set messages = messages[1:] %}"
+        "{% else %}{% set said = " + json.dumps(said) + " %}{% endif %}"
+        "{% if said %}" + text(template.before_system) + "{{ said }}" + text(template.after_system) + "{% endif %}"
+        "{% for message in messages %}{% if message['role'] == 'user' %}"
+        "{% if loop.first %}"
+        + text(first)
+        + "{% else %}"
+        + text(template.before_user)
+        + "{% endif %}"
+        + images
+        + parts
+        + text(template.after_user)
+        + "{% else %}"
+        + text(template.before_answer)
+        + parts
+        + text(template.after_answer)
+        + text(template.between)
+        + "{% endif %}{% endfor %}"
+    )
 
 
 def _render(template: str, messages: Sequence[Message], special: dict[str, str]) -> str:

@@ -4,24 +4,24 @@ W + alpha / r * B @ A (Hu et al. 2021). Oracle: `peft`'s own merge (tests/checkp
 """
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from llava.checkpoints.files import read_safetensors, read_torch
 from llava.errors import LlavaError
 
-_PREFIX = "base_model.model."
+_PREFIX, _A, _B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
 _UNSUPPORTED = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "fan_in_fan_out", "modules_to_save")
 
 
-@torch.no_grad()
-def merge_adapter(decoder: nn.Module, folder: Path, prefix: str = "") -> None:
-    """Fold the adapter in `folder` into the weights of `decoder`, in place.
+def read_adapter(folder: Path) -> dict[str, Callable[[], Tensor]]:
+    """What the adapter in `folder` adds to each module's weight, by the module's name; computed when called.
 
-    prefix: what stands before the decoder's names where the adapter was made for a model around it.
-    Raises LlavaError for a damaged adapter, one of a kind not supported, or with tensors that match nothing.
+    Raises LlavaError for a damaged adapter, or one of a kind not supported.
     """
     path = folder / "adapter_config.json"
     try:
@@ -34,12 +34,31 @@ def merge_adapter(decoder: nn.Module, folder: Path, prefix: str = "") -> None:
             raise LlavaError(f"{path}: {key} is not supported, only plain LoRA is")
     binary = folder / "adapter_model.bin"
     tensors = read_torch(binary) if binary.exists() else read_safetensors(folder / "adapter_model.safetensors")
-    weights = dict(decoder.named_parameters())
-    for name in sorted(name for name in tensors if name.endswith(".lora_A.weight")):
-        target = name.removeprefix(_PREFIX).removeprefix(prefix).replace(".lora_A.weight", ".weight")
-        a, b = tensors.pop(name), tensors.pop(name.replace(".lora_A.", ".lora_B."), None)
-        if b is None or target not in weights or (b.shape[0], a.shape[1]) != tuple(weights[target].shape):
-            raise LlavaError(f"{folder}: adapter tensor '{name}' does not fit the model; is it for another base?")
-        weights[target].add_(b.float() @ a.float(), alpha=scale)
+    deltas: dict[str, Callable[[], Tensor]] = {}
+    for name in sorted(name for name in tensors if name.endswith(_A)):
+        a, b = tensors.pop(name), tensors.pop(name.replace(_A, _B), None)
+        if b is None or a.dim() != 2 or b.dim() != 2 or b.shape[1] != a.shape[0]:
+            raise LlavaError(f"{folder}: adapter tensor '{name}' has no partner that fits; is it damaged?")
+        deltas[name.removeprefix(_PREFIX).removesuffix(_A)] = partial(_product, a, b, scale)
     if tensors:
         raise LlavaError(f"{folder}: adapter tensors that match nothing: {', '.join(sorted(tensors)[:5])}")
+    return deltas
+
+
+def _product(a: Tensor, b: Tensor, scale: float) -> Tensor:
+    return (b.float() @ a.float()) * scale
+
+
+@torch.no_grad()
+def merge_adapter(decoder: nn.Module, folder: Path, prefix: str = "") -> None:
+    """Fold the adapter in `folder` into the weights of `decoder`, in place.
+
+    prefix: what stands before the decoder's names where the adapter was made for a model around it.
+    Raises LlavaError as `read_adapter` does, and for tensors that match nothing.
+    """
+    weights = dict(decoder.named_parameters())
+    for name, delta in read_adapter(folder).items():
+        target, added = f"{name.removeprefix(prefix)}.weight", delta()
+        if target not in weights or added.shape != weights[target].shape:
+            raise LlavaError(f"{folder}: adapter tensor '{name}' does not fit the model; is it for another base?")
+        weights[target].add_(added)

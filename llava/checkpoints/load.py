@@ -54,7 +54,7 @@ def _load_original(folder: Path, template: str | None) -> Loaded:
     if trained is None:
         model = _stream(config, folder, weight_files(folder), original.rename)
         return _loaded(model, folder, prefer_sentencepiece=True)
-    base = _base_of(folder)
+    base = base_of(folder)
     files = [*weight_files(base), trained]
 
     def rename(stored: str) -> str | None:
@@ -67,7 +67,7 @@ def _load_original(folder: Path, template: str | None) -> Loaded:
     return _loaded(model, tokenized, prefer_sentencepiece=True)
 
 
-def _base_of(folder: Path) -> Path:
+def base_of(folder: Path) -> Path:
     """The LLM that a projector or LoRA stands on, as its configuration names it."""
     adapter = folder / "adapter_config.json"
     names = [read_json(adapter).get("base_model_name_or_path")] if adapter.exists() else []
@@ -110,7 +110,7 @@ def _load_tower(model: LlavaModel, folder: Path, absent: list[str]) -> None:
     held = sum(name.startswith("vision.") for name in model.state_dict())
     if len(absent) != held:
         raise LlavaError(f"{folder}: {len(absent)} of the vision tower's {held} tensors are missing: {absent[0]}, ...")
-    tower = model_folder(original.tower_of(folder))
+    tower = tower_folder(folder)
 
     def rename(stored: str) -> str | None:
         name = stored.removeprefix("vision_model.")
@@ -118,6 +118,11 @@ def _load_tower(model: LlavaModel, folder: Path, absent: list[str]) -> None:
 
     expected = model.vision.state_dict().keys()
     load_streamed(model.vision, stream_tensors(weight_files(tower)), rename, tower)
+
+
+def tower_folder(folder: Path) -> Path:
+    """Where the vision tower is that a checkpoint of the original layout leaves out. Raises LlavaError."""
+    return model_folder(original.tower_of(folder))
 
 
 def _loaded(model: LlavaModel, folder: Path, prefer_sentencepiece: bool) -> Loaded:

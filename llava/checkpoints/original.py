@@ -115,6 +115,17 @@ def tower_of(folder: Path) -> str:
     return name
 
 
+def tower_name(vision: VisionConfig) -> str | None:
+    """The name of the encoder in TOWERS that has this configuration, whatever layer is read out."""
+    layer = {"feature_layer": -2}
+    for name, values in TOWERS.items():
+        known = _encoder(values, -2, "patch", name)
+        select = {"feature_select": "patch"} if vision.type == "clip_vit" else {}
+        if vision.model_copy(update={**layer, **select}) == known:
+            return name
+    return None
+
+
 def _vision(folder: Path, values: dict[str, Any]) -> VisionConfig:
     where, name = folder / "config.json", tower_of(folder)
     if name in TOWERS:
@@ -122,19 +133,20 @@ def _vision(folder: Path, values: dict[str, Any]) -> VisionConfig:
     elif (Path(name) / "config.json").exists():  # its own config says what it is; a path is no evidence
         found = read_json(Path(name) / "config.json")
         tower = {"model_type": found.get("model_type"), **found.get("vision_config", found)}
-        tower["model_type"] = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}.get(
-            str(found.get("model_type")), str(found.get("model_type"))
-        )
     else:
         raise LlavaError(
             f"{where}: mm_vision_tower '{name}' is neither known ({', '.join(TOWERS)}) nor a folder with a config.json"
         )
     layer, select = values.get("mm_vision_select_layer", -2), values.get("mm_vision_select_feature", "patch")
-    if tower["model_type"] == "clip_vision_model":
-        return clip_config(tower, layer, select, f"{where}: {name}")
-    if tower["model_type"] == "siglip_vision_model":
-        return siglip_config(tower, -2, f"{where}: {name}")  # the original drops the last layer, whatever is selected
-    raise LlavaError(f"{where}: vision encoders of type {tower['model_type']!r} ({name}) are not supported")
+    return _encoder(tower, layer, select, f"{where}: {name}")
+
+
+def _encoder(tower: dict[str, Any], layer: int, select: str, where: str) -> VisionConfig:
+    if tower["model_type"] in ("clip_vision_model", "clip"):
+        return clip_config(tower, layer, select, where)
+    if tower["model_type"] in ("siglip_vision_model", "siglip"):
+        return siglip_config(tower, -2, where)  # the original drops the last layer, whatever is selected
+    raise LlavaError(f"{where}: vision encoders of type {tower['model_type']!r} are not supported")
 
 
 def _image(values: dict[str, Any], vision: VisionConfig, where: Path) -> ImageConfig:

@@ -41,8 +41,9 @@ def _fast(folder: Path, file: Path, config: dict[str, Any], image_token: str | N
     eos_id = backend.token_to_id(eos) if eos else None
     if eos_id is None:
         found = _optional(folder / "generation_config.json").get("eos_token_id")
-        eos_id = found[0] if isinstance(found, list) and found else found
-    if not isinstance(eos_id, int):
+        first = found[0] if isinstance(found, list) and found else found
+        eos_id = first if isinstance(first, int) else None
+    if eos_id is None:
         raise LlavaError(f"{folder}: no eos_token in tokenizer_config.json or special_tokens_map.json")
     begins = backend.encode("", add_special_tokens=True).ids  # what the post-processor puts before a text
     known = image_token if image_token and backend.token_to_id(image_token) is not None else None

@@ -1,10 +1,10 @@
-"""The command line: `llava chat | train | eval | inspect | models`. One file a command; heavy imports happen inside."""
+"""The command line: `llava chat | train | eval | inspect | models | convert | merge`. Heavy imports happen inside."""
 
 import sys
 
 import typer
 
-from llava.cli import chat, evaluate, inspect, models, train
+from llava.cli import chat, convert, evaluate, inspect, models, train
 from llava.errors import LlavaError
 
 app = typer.Typer(
@@ -20,6 +20,8 @@ app.command("train", help=train.HELP)(train.run)
 app.command("eval", help=evaluate.HELP)(evaluate.run)
 app.command("inspect", help=inspect.HELP)(inspect.run)
 app.command("models", help=models.HELP)(models.run)
+app.command("convert", help=convert.CONVERT_HELP)(convert.convert)
+app.command("merge", help=convert.MERGE_HELP)(convert.merge)
 
 
 def main() -> None:

@@ -96,11 +96,12 @@ def _show_prompt(console: "Console", assistant: "Assistant", messages: list[Mess
 
 def _describe(span: "ImageSpan") -> str:
     visual, tokens = span.image, f"{span.length} tokens at {span.start}"
+    name = str(visual.source)
     if isinstance(visual, Image):
         width, height = visual.size
         layout = span.layout
         tiles = f", {layout.columns}x{layout.rows} tiles" if isinstance(layout, TiledLayout) else ""
-        return f"image {visual.source}: {width}x{height}{tiles}, {tokens}"
+        return f"image {name}: {width}x{height}{tiles}, {tokens}"
     sampled = visual.sampled
     times = " ".join(f"{time:.3f}" for time in sampled.times)
-    return f"video {visual.source}: {sampled.duration:.3f} s, {tokens}; {len(sampled.times)} frames, at seconds {times}"
+    return f"video {name}: {sampled.duration:.3f} s, {tokens}; {len(sampled.times)} frames, at seconds {times}"

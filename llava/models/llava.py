@@ -47,7 +47,7 @@ class LlavaModel(nn.Module):
         if all(isinstance(layout, FlatLayout) for layout in layouts):  # also none: the projector stays in the graph
             tokens: Tensor = self.projector(features).flatten(0, 1)
             return tokens
-        pieces = features.split([layout.views for layout in layouts])
+        pieces = torch.split(features, [layout.views for layout in layouts])
         return torch.cat([self._tokens(piece, layout) for piece, layout in zip(pieces, layouts, strict=True)])
 
     def _tokens(self, views: Tensor, layout: Layout) -> Tensor:

@@ -16,7 +16,7 @@ def pack_image(views: Tensor, layout: ImageLayout, newline: Tensor | None) -> Te
     if not isinstance(layout, TiledLayout):
         return views.flatten(0, 1)
     columns, rows, side = layout.columns, layout.rows, layout.side
-    tiles = views[1:].unflatten(1, (side, side)).unflatten(0, (rows, columns))  # (rows, columns, side, side, D)
+    tiles = views[1:].reshape(rows, columns, side, side, -1)  # (rows, columns, side, side, D)
     plane = tiles.transpose(1, 2).flatten(2, 3).flatten(0, 1)  # (rows * side, columns * side, D)
     top, bottom, left, right = layout.crop
     plane = plane[top:bottom, left:right]
@@ -37,7 +37,7 @@ def append_newline(rows: Tensor, newline: Tensor | None) -> Tensor:
 def pool_frames(frames: Tensor, layout: VideoLayout) -> Tensor:
     """Features (frames, side**2, D) to fewer (frames, pooled_side**2, D)."""
     config = layout.config
-    plane = frames.unflatten(1, (layout.side, layout.side)).permute(0, 3, 1, 2)  # (frames, D, side, side)
+    plane = frames.reshape(len(frames), layout.side, layout.side, -1).permute(0, 3, 1, 2)  # (frames, D, side, side)
     if config.pool == "average":
         plane = F.avg_pool2d(plane, config.stride)
     elif config.pool == "max":
@@ -50,7 +50,7 @@ def pool_frames(frames: Tensor, layout: VideoLayout) -> Tensor:
 def pack_video(frames: Tensor, layout: VideoLayout, newline: Tensor | None) -> Tensor:
     """Pooled and projected features (frames, T, D) to tokens (layout.num_tokens, D). newline: (D,)."""
     if layout.config.newline == "row":
-        rows = frames.unflatten(1, (layout.pooled_side, layout.pooled_side))
+        rows = frames.reshape(len(frames), layout.pooled_side, layout.pooled_side, -1)
         return append_newline(rows, newline).flatten(0, 2)
     if layout.config.newline == "frame":
         return append_newline(frames, newline).flatten(0, 1)

@@ -82,7 +82,12 @@ def test_tensors_that_match_nothing_are_an_error(trained: tuple[Decoder, LlavaMo
     base, _, folder = trained
     path = folder / "adapter_model.safetensors"
     tensors = read_safetensors(path)
-    write_safetensors(path, {**tensors, "base_model.model.layers.9.self_attn.q_proj.lora_A.weight": torch.zeros(4, 48)})
+    alone = {"base_model.model.layers.9.self_attn.q_proj.lora_A.weight": torch.zeros(4, 48)}
+    write_safetensors(path, {**tensors, **alone})
+    with pytest.raises(LlavaError, match="has no partner that fits"):
+        merge_adapter(base, folder)
+    both = {**alone, "base_model.model.layers.9.self_attn.q_proj.lora_B.weight": torch.zeros(48, 4)}
+    write_safetensors(path, {**tensors, **both})
     with pytest.raises(LlavaError, match="does not fit the model"):
         merge_adapter(copy.deepcopy(base), folder)
     write_safetensors(path, {**tensors, "base_model.model.something": torch.zeros(2)})

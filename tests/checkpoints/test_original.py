@@ -17,6 +17,7 @@ from llava import Image, Message
 from llava.assistant import Assistant
 from llava.checkpoints import hf
 from llava.checkpoints.load import load_checkpoint
+from llava.checkpoints.merge import merge
 from llava.errors import LlavaError
 from llava.models.llava import IMAGE_TOKEN
 from llava.processor import Prompt
@@ -178,24 +179,28 @@ def test_stage_1_output_stands_on_its_base(llava: Peer, tmp_path: Path) -> None:
     assert_equal(load_checkpoint(stage1).model, load_checkpoint(whole).model)
 
 
-def assert_equal(a: torch.nn.Module, b: torch.nn.Module) -> None:
+def assert_equal(a: torch.nn.Module, b: torch.nn.Module, tolerance: float = 1e-6) -> None:
     left, right = a.state_dict(), b.state_dict()
     assert left.keys() == right.keys()
     for name, tensor in left.items():
-        assert torch.allclose(tensor, right[name], atol=1e-6), name
+        assert torch.allclose(tensor, right[name], atol=tolerance, rtol=tolerance), name
 
 
 @torch.inference_mode()
-def test_a_lora_folder_stands_on_its_base(llava: Peer, tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_lora_folder_stands_on_its_base_and_is_merged_into_it(
+    llava: Peer, tmp_path: Path, dtype: torch.dtype
+) -> None:
     whole = write_original(tmp_path / "whole", llava)
     tensors = original_names(llava.model.state_dict(), with_tower=False)
     base = tmp_path / "base"
     shutil.copytree(whole, base)
-    save_file({name: t for name, t in tensors.items() if "mm_projector" not in name}, base / "model.safetensors")
+    kept = {name: t.to(dtype) for name, t in tensors.items() if "mm_projector" not in name}
+    save_file(kept, base / "model.safetensors")
     lora = write_original(tmp_path / "lora", llava, _name_or_path="never this")
     (lora / "model.safetensors").unlink()
     target = "model.layers.0.self_attn.q_proj"
-    a, b = torch.randn(2, 48), torch.randn(48, 2)
+    a, b = torch.randn(2, 48) / 10, torch.randn(48, 2) / 10
     adapter = {f"base_model.model.{target}.lora_{name}.weight": t for name, t in (("A", a), ("B", b))}
     save_file(adapter, lora / "adapter_model.safetensors")
     settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "base_model_name_or_path": str(base)}
@@ -204,7 +209,12 @@ def test_a_lora_folder_stands_on_its_base(llava: Peer, tmp_path: Path) -> None:
     torch.save(trained, lora / "non_lora_trainables.bin")
     expected = load_checkpoint(whole).model
     expected.llm.layers[0].self_attn.q_proj.weight += 2 * b @ a
-    assert_equal(load_checkpoint(lora).model, expected)
+    tolerance = 1e-6 if dtype == torch.float32 else 1e-3  # what half precision rounds
+    assert_equal(load_checkpoint(lora).model, expected, tolerance)
+    assert merge(lora, tmp_path / "merged") < (1e-4 if dtype == torch.float32 else 0.05)
+    assert_equal(load_checkpoint(tmp_path / "merged").model, expected, tolerance)
+    with pytest.raises(LlavaError, match="not a LoRA folder"):
+        merge(whole, tmp_path / "again")
 
 
 def test_a_tower_that_is_there_in_part_is_refused(llava: Peer, tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def recipe(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("command", [("chat", "--prompt", "hi"), ("inspect",), ("eval", "easy-vqa", "--model")])
 def test_an_unknown_model_lists_the_names(command: tuple[str, ...]) -> None:
     assert mistake(*command, "gpt-9").startswith(
-        "unknown model 'gpt-9': neither a known name (llava-smol) nor a folder"
+        "unknown model 'gpt-9': neither a known name (llava-smol), a folder, nor an id on the hub"
     )
 
 

@@ -1,0 +1,74 @@
+"""A LoRA folder of the original layout, folded into its base and written as one whole model."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from llava.checkpoints import original
+from llava.checkpoints.adapters import read_adapter
+from llava.checkpoints.convert import write_shards
+from llava.checkpoints.hf_config import read_json
+from llava.checkpoints.load import base_of, load_checkpoint
+from llava.checkpoints.native import CONFIG
+from llava.checkpoints.stream import stream_tensors, weight_files
+from llava.checkpoints.tokenizer_files import FILES
+from llava.errors import LlavaError
+from llava.files import atomic_folder
+from llava.models.llava import LlavaModel
+
+_PROBE = 16  # tokens on which both are compared
+_TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 1.0}  # of logits, by how weights are rounded
+
+
+def merge(folder: Path, target: Path) -> float:
+    """Write the merged model; return the largest difference of its logits to base and adapter together.
+
+    Weights keep the base's type. Raises LlavaError when the folder is no LoRA folder, or the logits differ.
+    """
+    if not (folder / original.LORA).exists() or not original.is_original(read_json(folder / CONFIG)):
+        raise LlavaError(f"{folder}: not a LoRA folder of the original layout; expected {original.LORA} in it")
+    base = base_of(folder)
+    deltas = read_adapter(folder)
+    types: set[torch.dtype] = set()
+
+    def tensors() -> Iterator[tuple[str, Tensor]]:
+        trained = {f"model.{_bare(name)}": tensor for name, tensor in stream_tensors([folder / original.LORA])}
+        for name, tensor in stream_tensors(weight_files(base)):
+            if name in trained:
+                continue
+            if delta := deltas.pop(name.removesuffix(".weight"), None):
+                types.add(tensor.dtype)
+                tensor = (tensor.float() + delta()).to(tensor.dtype)
+            yield name, tensor
+        yield from trained.items()
+
+    with atomic_folder(target) as written:
+        write_shards(written, tensors(), lambda name: name)
+        if deltas:
+            raise LlavaError(f"{folder}: adapter tensors that match nothing: {', '.join(sorted(deltas)[:5])}")
+        shutil.copyfile(folder / CONFIG, written / CONFIG)
+        for name in FILES:
+            source = folder / name if (folder / name).exists() else base / name
+            if source.exists():
+                shutil.copyfile(source, written / name)
+        # Any template will do: no text is rendered here.
+        expected = _logits(load_checkpoint(folder, template="plain").model)
+        difference = float((_logits(load_checkpoint(written, template="plain").model) - expected).abs().max())
+        allowed = max(_TOLERANCE.get(kind, 1.0) for kind in types)
+        if not difference <= allowed:
+            raise LlavaError(f"{folder}: merged, logits differ by {difference:.3g}, more than {allowed}")
+    return difference
+
+
+def _bare(name: str) -> str:
+    return name.removeprefix("base_model.").removeprefix("model.").removeprefix("model.")
+
+
+@torch.inference_mode()
+def _logits(model: LlavaModel) -> Tensor:
+    config = model.config.llm
+    ids = torch.randint(config.vocab_size, (1, _PROBE), generator=torch.Generator().manual_seed(0))
+    return model.llm.logits(model(ids, torch.empty(0, config.hidden_size)))

@@ -1,0 +1,64 @@
+"""`llava convert` and `llava merge`: checkpoints from one layout to another, and LoRA folded into its base."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llava.cli.visuals import TemplateOption
+from llava.errors import LlavaError
+
+CONVERT_HELP = """Write a model in another layout: hf (transformers, vLLM), original (haotian-liu/LLaVA) or native.
+
+Tensors keep their bits: a way there and back gives the same files.
+
+Examples:
+
+    llava convert liuhaotian/llava-v1.5-7b llava-1.5-7b-hf --to hf
+
+    llava convert llava-hf/llava-1.5-7b-hf llava-1.5-7b --to native
+"""
+MERGE_HELP = """Fold a LoRA folder of the original layout into its base: one whole model, in the original layout.
+
+Checks that the merged model gives the same logits as base and adapter together.
+
+Example:
+
+    llava merge liuhaotian/llava-v1.5-7b-lora llava-v1.5-7b-merged
+"""
+LAYOUTS = ("hf", "original", "native")
+
+
+def convert(
+    source: Annotated[str, typer.Argument(help="A folder, or an id on the hub.")],
+    target: Annotated[Path, typer.Argument(help="The folder to write; it must not exist yet.")],
+    to: Annotated[str, typer.Option(help=f"The layout to write: {', '.join(LAYOUTS)}.")],
+    template: TemplateOption = None,
+) -> None:
+    """See CONVERT_HELP."""
+    if to not in LAYOUTS:
+        raise LlavaError(f"--to {to}: choose one of: {', '.join(LAYOUTS)}")
+    _refuse_existing(target)
+    from llava.checkpoints import convert as conversion
+    from llava.registry import model_folder
+
+    conversion.convert(conversion.open_source(model_folder(source), template), target, to)  # type: ignore[arg-type]
+    typer.echo(f"{target}: {to} layout")
+
+
+def merge(
+    adapter: Annotated[str, typer.Argument(help="A LoRA folder, or an id on the hub.")],
+    target: Annotated[Path, typer.Argument(help="The folder to write; it must not exist yet.")],
+) -> None:
+    """See MERGE_HELP."""
+    _refuse_existing(target)
+    from llava.checkpoints.merge import merge as fold
+    from llava.registry import model_folder
+
+    difference = fold(model_folder(adapter), target)
+    typer.echo(f"{target}: merged; logits differ by at most {difference:.2g}")
+
+
+def _refuse_existing(target: Path) -> None:
+    if target.exists():
+        raise LlavaError(f"{target}: exists already; choose another folder, or delete it")
