@@ -205,7 +205,9 @@ def _add_tokens(folder: Path, tokens: dict[str, int]) -> None:
         ]
         write_text(path, json.dumps(values, ensure_ascii=False) + "\n")
     path = folder / "tokenizer_config.json"
-    settings = read_json(path) if path.exists() else {"tokenizer_class": "LlamaTokenizer", **_LLAMA_TOKENS}
+    settings: dict[str, Any] = (
+        read_json(path) if path.exists() else {"tokenizer_class": "LlamaTokenizer", **_LLAMA_TOKENS}
+    )
     known: dict[str, Any] = dict(settings.get("added_tokens_decoder") or {})
     settings["added_tokens_decoder"] = {**known, **{str(token): entry(name) for name, token in tokens.items()}}
     settings["pad_token"] = settings.get("pad_token") or _PAD
