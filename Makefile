@@ -9,7 +9,7 @@ chat: .venv/core
 	$(BIN)/llava chat llava-smol --image examples/shape.png --prompt "what color is the shape?"
 
 test: .venv/dev parts
-	$(BIN)/python -m pytest --cov --cov-report=term
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --cov --cov-report=term
 
 check: lint types test
 

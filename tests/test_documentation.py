@@ -31,6 +31,7 @@ SHORTER = {  # arguments added to a command, by how it begins
         "data.images={tmp}/data/images",
     ],
     "python scripts/easy_vqa_data.py": ["{tmp}/data"],
+    "python scripts/parity.py": ["{tmp}/parity.md", "--configs", "1", "--images", "3"],
     "python benchmarks/chat.py": ["--repeats", "1"],
 }
 
