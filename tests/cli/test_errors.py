@@ -64,7 +64,7 @@ def test_a_folder_without_a_model_is_told(tmp_path: Path) -> None:
 
 
 def test_a_config_with_an_unknown_key_is_told(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"hidden": 1}')
+    (tmp_path / "config.json").write_text('{"layout": "llava-native-1", "hidden": 1}')
     assert "unknown key 'hidden' (known here: layout, llm" in mistake("inspect", tmp_path)
 
 
