@@ -112,8 +112,8 @@ def _write_original(source: Source, folder: Path, target: Path) -> None:
 
 def _write_hf(source: Source, folder: Path, tokens: dict[str, int]) -> None:
     config, rows = source.config, source.config.llm.vocab_size
-    size = max([rows - 1 if _IMAGE in tokens else -1, *tokens.values()]) + 1
-    image = tokens.get(_IMAGE, max(size, rows))
+    free = max([rows, *(token + 1 for token in tokens.values())])
+    image = tokens.get(_IMAGE, free)
     grown = rows
     if image + 2 > rows:
         grown = -(-(image + 2) // _MULTIPLE) * _MULTIPLE
