@@ -37,7 +37,7 @@ from llava.files import atomic_folder, write_text
 
 Layout = Literal["hf", "original", "native"]
 SHARD = 5_000_000_000  # bytes
-_IMAGE, _PAD = "<image>", "<pad>"
+_IMAGE, _PAD, _VIDEO = "<image>", "<pad>", "<video>"
 _VOCABULARY = ("llm.embed_tokens.weight", "llm.lm_head.weight")
 _MULTIPLE = 64  # to which hf checkpoints of LLaVA pad the vocabulary
 
@@ -113,14 +113,15 @@ def _write_original(source: Source, folder: Path, target: Path) -> None:
 def _write_hf(source: Source, folder: Path, tokens: dict[str, int]) -> None:
     config, rows = source.config, source.config.llm.vocab_size
     free = max([rows, *(token + 1 for token in tokens.values())])
-    image = tokens.get(_IMAGE, free)
+    new = [name for name in (_IMAGE, _PAD, *([_VIDEO] if config.video else [])) if name not in tokens]
+    added = {} if _IMAGE in tokens else {name: free + index for index, name in enumerate(new)}
     grown = rows
-    if image + 2 > rows:
-        grown = -(-(image + 2) // _MULTIPLE) * _MULTIPLE
+    if added:
+        grown = -(-(free + len(added)) // _MULTIPLE) * _MULTIPLE
         config = config.model_copy(update={"llm": config.llm.model_copy(update={"vocab_size": grown})})
-    if _IMAGE not in tokens:
-        _add_tokens(folder, {_IMAGE: image, _PAD: image + 1})
-    values = hf_values(config, image, source.vocabulary or rows)
+        _add_tokens(folder, added)
+    ids = {**tokens, **added}
+    values = hf_values(config, ids[_IMAGE], ids.get(_VIDEO), source.vocabulary or rows)
     write_text(folder / CONFIG, json.dumps(values, indent=2) + "\n")
     write_text(folder / "preprocessor_config.json", json.dumps(hf_preprocessor(config), indent=2) + "\n")
     processor = {

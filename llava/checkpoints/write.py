@@ -104,7 +104,7 @@ def vision_values(vision: ClipVisionConfig | SiglipVisionConfig) -> dict[str, An
     }
 
 
-def hf_values(config: LlavaConfig, image_token: int, vocabulary: int) -> dict[str, Any]:
+def hf_values(config: LlavaConfig, image_token: int, video_token: int | None, vocabulary: int) -> dict[str, Any]:
     """`config.json` of the hf layout. vocabulary: its size in the source, before tokens for images were added.
 
     Raises LlavaError for what it cannot say.
@@ -133,7 +133,7 @@ def hf_values(config: LlavaConfig, image_token: int, vocabulary: int) -> dict[st
     if tiling is not None:
         values["image_grid_pinpoints"] = [[height, width] for width, height in tiling.pinpoints]
     if video is not None:
-        values |= {"video_token_index": image_token + 1}
+        values["video_token_index"] = video_token
         values |= {"spatial_pool_mode": video.pool, "spatial_pool_stride": video.stride}
     return values
 

@@ -88,6 +88,36 @@ def test_the_hf_output_loads_in_transformers(tmp_path: Path, family: str) -> Non
     assert load_file(tmp_path / "back" / "model.safetensors")["lm_head.weight"].shape[0] == 32000
 
 
+@torch.inference_mode()
+def test_the_hf_output_of_a_video_model_loads_in_transformers(tmp_path: Path) -> None:
+    peer = write_checkpoint(tmp_path / "hf", "llava_next_video", "llama", seed=7)
+    original = write_original(
+        tmp_path / "original",
+        peer,
+        vocab_size=32000,
+        image_aspect_ratio="anyres",
+        image_grid_pinpoints=[[w, h] for h, w in peer.model.config.image_grid_pinpoints],
+        mm_patch_merge_type="spatial_unpad",
+        mm_resampler_type="spatial_pool",
+        mm_spatial_pool_mode=peer.model.config.spatial_pool_mode,
+        mm_spatial_pool_stride=2,
+        mm_newline_position="no_token",
+    )
+    tensors = load_file(original / "model.safetensors")
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        tensors[name] = tensors[name][:32000].clone()
+    module.write_safetensors(original / "model.safetensors", tensors)
+    convert(open_source(original), tmp_path / "out", "hf")
+    theirs, told = transformers.LlavaNextVideoForConditionalGeneration.from_pretrained(
+        tmp_path / "out", output_loading_info=True
+    )
+    assert not told["missing_keys"] and not told["unexpected_keys"]
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    ids = tokenizer.convert_tokens_to_ids(["<image>", "<pad>", "<video>"])
+    assert ids == [theirs.config.image_token_index, 32001, theirs.config.video_token_index] == [32000, 32001, 32002]
+    assert load_checkpoint(tmp_path / "out").processor.video == load_checkpoint(original).processor.video
+
+
 def test_large_models_are_written_in_shards(
     sources: dict[Layout, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
