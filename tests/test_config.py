@@ -76,7 +76,7 @@ def test_a_config_is_frozen() -> None:
             "around_image, base",
         ),
         ("base.foo", "llm, vision"),
-        ("image.foo", "size, aspect, mean, std"),
+        ("image.foo", "size, tiling, aspect, mean, std"),
     ],
 )
 def test_an_unknown_key_lists_the_known_ones(place: str, known: str) -> None:
@@ -88,7 +88,7 @@ def test_an_unknown_key_of_an_encoder_lists_those_of_that_encoder() -> None:
     assert problem(values) == "here: unknown key 'vision.patch_size' (known here: type, image_size, stages, grid)"
 
 
-@pytest.mark.parametrize("place", ["projector", "llm.num_layers", "image.size", "base"])
+@pytest.mark.parametrize("place", ["projector", "llm.num_layers", "image.size", "base.llm"])
 def test_a_missing_key_is_named(place: str) -> None:
     assert problem(without(place)) == f"here: key '{place}' is missing"
 

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "llava/embedded/llava-smol/README.md"]
 ELSEWHERE = ("make ",)  # CI itself runs these targets (.ci/run), or they are `make llava-smol`
 SHORTER = {  # arguments added to a command, by how it begins
-    "llava eval": ["--limit", "10", "--output", "{tmp}/eval"],
+    "llava eval": ["--limit", "10", "--output", "{tmp}/eval", "--restart"],
     "llava train recipes/llava-smol-align.yaml": [
         "output={tmp}/align",
         "max_steps=1",

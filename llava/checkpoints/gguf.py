@@ -71,10 +71,10 @@ class GgufLlm:
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """The decoder's parameters one by one, dequantized to float32, under Hugging Face's names."""
-        data = np.memmap(self.path, np.uint8, mode="r")
         for item in self.header.tensors:
             name = _parameter_name(item.name)
-            raw = data[item.offset : item.offset + item.size]
+            # mapped one by one: the pages of those before do not stay in memory
+            raw = np.memmap(self.path, np.uint8, mode="r", offset=item.offset, shape=(item.size,))
             # the package dequantizes rows of bytes, but takes float tensors as floats
             rows = raw.view(np.float32) if item.kind == gguf.GGMLQuantizationType.F32 else raw
             values = gguf.dequantize(rows.reshape(*item.shape[:-1], -1), item.kind)
