@@ -52,7 +52,7 @@ def _load_original(folder: Path, template: str | None) -> Loaded:
     config = original.read_config(folder, template)
     trained = next((folder / n for n in (original.LORA, original.PROJECTOR) if (folder / n).exists()), None)
     if trained is None:
-        model = _stream(config, folder, weight_files(folder), original.rename)
+        model = _stream(config, folder, weight_files(folder), original.rename, tower_may_be_outside=True)
         return _loaded(model, folder, prefer_sentencepiece=True)
     base = base_of(folder)
     files = [*weight_files(base), trained]
@@ -60,7 +60,7 @@ def _load_original(folder: Path, template: str | None) -> Loaded:
     def rename(stored: str) -> str | None:
         return original.rename_trained(stored) if "mm_projector" in stored else original.rename(stored)
 
-    model = _stream(config, folder, files, rename)
+    model = _stream(config, folder, files, rename, tower_may_be_outside=True)
     if trained.name == original.LORA:
         merge_adapter(model.llm, folder, prefix="model.")
     tokenized = folder if (folder / "tokenizer.model").exists() or (folder / "tokenizer.json").exists() else base
@@ -78,7 +78,9 @@ def base_of(folder: Path) -> Path:
     raise LlavaError(f"{folder}: holds only what was trained, and does not name its base (base_model_name_or_path)")
 
 
-def _stream(config: LlavaConfig, folder: Path, files: list[Path], rename: Rename) -> LlavaModel:
+def _stream(
+    config: LlavaConfig, folder: Path, files: list[Path], rename: Rename, tower_may_be_outside: bool = False
+) -> LlavaModel:
     with torch.device("meta"):
         model = LlavaModel(config)
     known = model.state_dict().keys()
@@ -91,8 +93,10 @@ def _stream(config: LlavaConfig, folder: Path, files: list[Path], rename: Rename
         unused = (tied and name == "llm.lm_head.weight") or _is_unused_vision(name)
         return None if unused else name
 
-    absent = load_streamed(model, stream_tensors(files), wanted, folder, lambda name: name.startswith("vision."))
-    if absent:
+    def may_be_outside(name: str) -> bool:
+        return tower_may_be_outside and name.startswith("vision.")
+
+    if absent := load_streamed(model, stream_tensors(files), wanted, folder, may_be_outside):
         _load_tower(model, folder, absent)
     return model.requires_grad_(False).eval()
 

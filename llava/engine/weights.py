@@ -11,8 +11,7 @@ _WIDE = ("lm_head.weight", "gate_proj.weight", "up_proj.weight")
 def lay_out_for_cpu(decoder: Decoder) -> None:
     """Store the decoder's widest matrices column by column; values and shapes stay.
 
-    For one token on a CPU, a matrix with many more rows than columns is read faster so: SmolLM2-135M generates a
-    quarter more tokens a second, with prefill as fast as before (two cores, torch 2.13).
+    For one token on a CPU, a matrix with many more rows than columns is read faster so (benchmarks/chat.py: decode).
     """
     wide = (*_WIDE, "embed_tokens.weight") if decoder.lm_head is None else _WIDE
     for name, parameter in decoder.named_parameters():

@@ -121,3 +121,12 @@ def test_without_a_chat_template_one_must_be_named(checkpoint: Path, tmp_path: P
     with pytest.raises(LlavaError, match="holds no chat template"):
         load_checkpoint(folder)
     assert load_checkpoint(folder, template="vicuna_v1").processor.template == "vicuna_v1"
+
+
+def test_a_checkpoint_without_its_tower_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    folder = copy_of(checkpoint, tmp_path / "copy")
+    tensors = load_file(folder / "model.safetensors")
+    kept = {name: tensor for name, tensor in tensors.items() if not name.startswith("vision_tower.")}
+    save_file(kept, folder / "model.safetensors")
+    with pytest.raises(LlavaError, match=r"missing: vision\."):
+        load_checkpoint(folder)
