@@ -2,55 +2,49 @@
 
     python scripts/parity.py docs/parity.md
 
-For each family a checkpoint is written by transformers in the layout of the hub, loaded here and there, and asked about
-random pictures: processed pixels and ids must be equal, image features and logits close, greedy ids equal. Needs the
-test dependencies. What the original code computed (pixels, prompts, ids, labels) is compared in the tests.
+For each family and layout a checkpoint is written without this package, loaded here and there, and asked about random
+pictures: processed pixels and ids must be equal, image features and logits close, greedy ids equal. Needs the test
+dependencies. What the original code itself computed (tiles, pixels, prompts, ids, labels) is compared in the tests.
 """
 
 import argparse
-import json
 import math
-import shutil
 import sys
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import mistral_common
 import numpy as np
 import PIL.Image
+import sentencepiece
 import torch
 import transformers
-from safetensors.torch import save_file
 from torch import Tensor
 
 from llava import Image, Message, Video
 from llava.assistant import Assistant
+from llava.chat.templates import Text
 from llava.checkpoints.load import load_checkpoint
 from llava.engine.sampling import Sampling
 from llava.files import write_text
 from llava.media.video import SampledVideo
 from llava.models.llava import IMAGE_TOKEN
 
-KINDS = ("llava", "llava_next", "llava_next_video")
-FAMILIES = ("llama", "mistral", "qwen2")
-CHAT = (
-    "{% for message in messages %}{{ message['role'].upper() + ': ' }}"
-    "{% for part in message['content'] %}{% if part['type'] == 'image' %}{{ '<image>\\n' }}"
-    "{% elif part['type'] == 'video' %}{{ '<video>\\n' }}{% else %}{{ part['text'] + ' ' }}{% endif %}{% endfor %}"
-    "{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # also when it is run as a file
+from scripts.random_checkpoints import (
+    ARCHITECTURES,
+    FAMILIES,
+    GENERATIONS,
+    KINDS,
+    VOCABULARY,
+    Peer,
+    write_checkpoint,
+    write_generation,
 )
+
 WORDS = ["what", "is", "this", "?", "a", "red", "dog", ",", "two", "cats", "and", "the", "table", "!", "describe"]
-
-
-@dataclass
-class Peer:
-    """transformers' model and processor, and the folder that both sides load."""
-
-    model: Any
-    processor: Any
-    folder: Path
+ROWS = [*((k, f) for k in KINDS for f in FAMILIES), *((g, f) for g in GENERATIONS for f in ARCHITECTURES)]
+SENTENCEPIECE = sentencepiece.SentencePieceProcessor(str(VOCABULARY))
 
 
 @dataclass
@@ -65,99 +59,6 @@ class Differences:
     logits: float = 0.0
     greedy: int = 0
     notes: list[str] = field(default_factory=list)
-
-
-def write_checkpoint(folder: Path, kind: str, family: str, seed: int) -> Peer:
-    """A random small checkpoint of this kind, in the layout of the hub."""
-    random = np.random.default_rng(seed)
-    torch.manual_seed(seed)
-
-    def pick(*choices: Any) -> Any:
-        return choices[int(random.integers(len(choices)))]
-
-    side, heads = pick(28, 42), pick(2, 4)
-    vision = transformers.CLIPVisionConfig(
-        image_size=side,
-        patch_size=14,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=pick(2, 3),
-        num_attention_heads=4,
-        initializer_range=0.2,
-    )
-    text = transformers.AutoConfig.for_model(
-        family,
-        vocab_size=32064,
-        hidden_size=48,
-        intermediate_size=64,
-        num_hidden_layers=pick(1, 2),
-        num_attention_heads=heads,
-        num_key_value_heads=pick(1, heads),
-        max_position_embeddings=4096,
-        initializer_range=0.2,
-    )
-    special = {"image_token_index": 32000, "vision_config": vision, "text_config": text}
-    if kind == "llava":
-        config: Any = transformers.LlavaConfig(**special)
-        model: Any = transformers.LlavaForConditionalGeneration(config)
-    else:
-        shapes = [(1, 2), (2, 1), (2, 2), (3, 1), (1, 3)]
-        special["image_grid_pinpoints"] = [[rows * side, columns * side] for rows, columns in shapes]
-        if kind == "llava_next":
-            model = transformers.LlavaNextForConditionalGeneration(transformers.LlavaNextConfig(**special))
-        else:
-            special |= {"video_token_index": 32002, "spatial_pool_mode": pick("average", "max")}
-            config = transformers.LlavaNextVideoConfig(**special)
-            model = transformers.LlavaNextVideoForConditionalGeneration(config)
-        torch.nn.init.normal_(model.model.image_newline, std=0.2)
-    model.eval()
-    folder.mkdir(parents=True, exist_ok=True)
-    model.config.save_pretrained(folder)
-    save_file(hub_names(model.state_dict()), folder / "model.safetensors", {"format": "pt"})
-    processor = write_processor(folder, kind, side, special.get("image_grid_pinpoints"))
-    return Peer(model, processor, folder)
-
-
-def hub_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A model's tensors under the names that the hub's files have."""
-    named = {}
-    for name, tensor in tensors.items():
-        name = name.removeprefix("model.")
-        name = name.replace("language_model.", "language_model.model.", 1)
-        name = name.replace("lm_head.", "language_model.lm_head.", 1)
-        if name.startswith("vision_tower.") and not name.startswith("vision_tower.vision_model."):
-            name = name.replace("vision_tower.", "vision_tower.vision_model.", 1)
-        named[name] = tensor.contiguous().clone()
-    return named
-
-
-def write_processor(folder: Path, kind: str, side: int, pinpoints: Any) -> Any:
-    """Mistral's real vocabulary with the image tokens that the hub's checkpoints have, and the image processor."""
-    vocabulary = Path(mistral_common.__file__).parent / "data" / "tokenizer.model.v1"
-    with tempfile.TemporaryDirectory() as name:
-        source = Path(name)
-        shutil.copyfile(vocabulary, source / "tokenizer.model")
-        tokens = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
-        settings = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, **tokens}
-        (source / "tokenizer_config.json").write_text(json.dumps(settings))
-        (source / "config.json").write_text('{"model_type": "llama"}')
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source)
-    tokenizer.add_tokens(["<image>", "<pad>", "<video>"], special_tokens=True)
-    tokenizer.pad_token = "<pad>"
-    sizes = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
-    options = {
-        "patch_size": 14,
-        "vision_feature_select_strategy": "default",
-        "num_additional_image_tokens": 1,
-        "chat_template": CHAT,
-    }
-    if kind == "llava":
-        processor: Any = transformers.LlavaProcessor(transformers.CLIPImageProcessorPil(**sizes), tokenizer, **options)
-    else:
-        images = transformers.LlavaNextImageProcessorPil(**sizes, image_grid_pinpoints=pinpoints)
-        processor = transformers.LlavaNextProcessor(images, tokenizer, **options)
-    processor.save_pretrained(folder)
-    return processor
 
 
 @torch.inference_mode()
@@ -229,6 +130,44 @@ def compare_video(peer: Peer, ours: Assistant, random: np.random.Generator, foun
     found.logits = max(found.logits, distance(logits, their_logits))
 
 
+@torch.inference_mode()
+def compare_original(peer: Peer, ours: Assistant, random: np.random.Generator, found: Differences, greedy: int) -> None:
+    """The same for a checkpoint in the original's layout: one picture, ids as `tokenizer_image_token` makes them."""
+    picture, question = random_picture(random), " ".join(random.choice(WORDS, int(random.integers(1, 12))))
+    visual = Image(picture)
+    messages = [Message.user(visual, question)]
+    prompt = ours.processor.prompt(messages)
+    pixels = peer.processor(picture, return_tensors="pt")["pixel_values"]
+    pixels = pixels[0] if pixels.dim() == 5 else pixels
+    views = ours.processor.views([visual])
+    found.images += 1
+    found.pixels = max(found.pixels, distance(pixels, views))
+
+    tiled = pixels.shape[0] > 1
+    sizes = {"image_sizes": torch.tensor([[picture.height, picture.width]])} if tiled else {}
+    batch = pixels[None] if tiled else pixels
+    features = peer.model.get_image_features(pixel_values=batch, **sizes).pooler_output
+    expected = torch.cat([item.reshape(-1, item.shape[-1]) for item in features])
+    text = "".join(part.text if isinstance(part, Text) else "<image>" for part in ours.processor.segments(messages))
+    before, after = (SENTENCEPIECE.encode(chunk) for chunk in text.split("<image>"))
+    image_id = peer.model.config.image_token_index
+    ids = [SENTENCEPIECE.bos_id(), *before, *[image_id] * len(expected), *after]
+    if [image_id if token == IMAGE_TOKEN else token for token in prompt.ids] != ids:
+        found.ids += 1
+        found.notes.append(f"ids differ: {picture.size}")
+        return
+    tokens = ours.model.encode(views, [prompt.spans[0].layout])
+    found.features = max(found.features, distance(tokens, expected))
+    logits = ours.model.llm.logits(ours.model(torch.tensor([prompt.ids]), tokens))
+    inputs = {"input_ids": torch.tensor([ids]), "pixel_values": batch, **sizes}
+    found.logits = max(found.logits, distance(logits, peer.model(**inputs).logits))
+    if greedy:
+        answer = list(ours._engine.stream(ours.request(messages), Sampling(greedy)))
+        generated = peer.model.generate(**inputs, max_new_tokens=greedy, do_sample=False)[0, len(ids) :].tolist()
+        eos = ours.processor.tokenizer.eos_id
+        found.greedy += answer != (generated[: generated.index(eos)] if eos in generated else generated)
+
+
 def distance(ours: Tensor, theirs: Tensor) -> float:
     """The largest difference; infinite where shapes differ or a value is no number."""
     if ours.shape != theirs.shape:
@@ -244,21 +183,22 @@ def random_picture(random: np.random.Generator) -> PIL.Image.Image:
 
 
 def run(kind: str, family: str, configs: int, images: int) -> Differences:
-    """All comparisons of one row."""
+    """All comparisons of one row. kind: of KINDS (hf) or GENERATIONS (original)."""
     found = Differences()
     for seed in range(configs):
         with tempfile.TemporaryDirectory() as name:
-            peer = write_checkpoint(Path(name), kind, family, seed)
-            ours = Assistant(load_checkpoint(Path(name)))
+            original = kind in GENERATIONS
+            peer = (write_generation if original else write_checkpoint)(Path(name), kind, family, seed)
+            ours = Assistant(load_checkpoint(peer.folder, template="llava_v1" if kind == "1.0" else None))
             random = np.random.default_rng(seed)
             found.configs += 1
-            first = True
+            greedy = 8  # for the first pictures of each configuration
             while found.images < images * (seed + 1) / configs:
                 if kind == "llava_next_video" and random.random() < 0.5:
                     compare_video(peer, ours, random, found)
                 else:
-                    compare(peer, ours, random, found, greedy=8 if first else 0)
-                    first = False
+                    (compare_original if original else compare)(peer, ours, random, found, greedy)
+                    greedy = 0
     return found
 
 
@@ -269,7 +209,8 @@ def table(rows: dict[tuple[str, str], Differences]) -> str:
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for (kind, family), row in rows.items():
-        cells = [kind, family, row.configs, row.images, f"{row.pixels:.2g}", row.ids]
+        layout = f"original, {kind}" if kind in GENERATIONS else f"hf, {kind}"
+        cells = [layout, family, row.configs, row.images, f"{row.pixels:.2g}", row.ids]
         cells += [f"{row.features:.2g}", f"{row.logits:.2g}", row.greedy]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
@@ -283,10 +224,9 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=200, help="random pictures a row (default 200)")
     options = parser.parse_args()
     rows = {}
-    for kind in KINDS:
-        for family in FAMILIES:
-            rows[kind, family] = run(kind, family, options.configs, options.images)
-            print(kind, family, rows[kind, family], file=sys.stderr)
+    for kind, family in ROWS:
+        rows[kind, family] = run(kind, family, options.configs, options.images)
+        print(kind, family, rows[kind, family], file=sys.stderr)
     arguments = f" --configs {options.configs} --images {options.images}"
     text = PAGE.format(arguments=arguments if arguments != " --configs 50 --images 200" else "", table=table(rows))
     write_text(options.page, text)
@@ -301,8 +241,11 @@ Made by
 python scripts/parity.py docs/parity.md{arguments}
 ```
 
-on random small checkpoints in the layout of the hub; float32, largest differences. Some prompts hold two pictures, and
-half of those to `llava_next_video` a video. Pixels and ids must be equal, features and logits within 1e-4.
+on random small checkpoints that transformers wrote in the layout of the hub (hf), and on such weights in the layout of
+haotian-liu/LLaVA (original: 1.0 linear and cropped, 1.5 padded, 1.6 tiled), written without this package; float32,
+largest differences. Some prompts to hf checkpoints hold two pictures, and half of those to `llava_next_video` a video.
+Pixels and ids must be equal, features and logits within 1e-4. The peer of the original rows is transformers on the same
+weights, with tiles in the original's order and the ids that SentencePiece gives for each chunk.
 
 {table}
 """

@@ -113,8 +113,12 @@ def _image(folder: Path, values: dict[str, Any], size: int) -> ImageConfig:
     fields: dict[str, Any] = {"size": size, "aspect": "crop"}
     if found.get("do_pad") and values["model_type"] == "llava":
         fields["aspect"] = "pad"
-    elif not found.get("do_center_crop", True):
+    elif not found.get("do_center_crop", not str(found.get("image_processor_type")).startswith("Siglip")):
         fields["aspect"] = "squash"
+    if found.get("resample", _BICUBIC) != _BICUBIC:
+        raise LlavaError(
+            f"{folder}: pictures resized by filter {found['resample']}; only {_BICUBIC} (bicubic) is known"
+        )
     for ours, theirs in (("mean", "image_mean"), ("std", "image_std")):
         if theirs in found:
             fields[ours] = found[theirs]
@@ -125,6 +129,7 @@ def _image(folder: Path, values: dict[str, Any], size: int) -> ImageConfig:
     return validate(ImageConfig, fields, f"{folder}: image preprocessing")
 
 
+_BICUBIC = 3  # PIL's number
 _PINPOINTS = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))  # transformers' default
 
 

@@ -5,7 +5,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import mistral_common
 import numpy as np
 import PIL.Image
 import pytest
@@ -15,73 +14,12 @@ from torch import Tensor
 
 from llava import Image, Message
 from llava.assistant import Assistant
-from llava.checkpoints import hf
 from llava.checkpoints.load import load_checkpoint
 from llava.checkpoints.merge import merge
 from llava.errors import LlavaError
 from llava.models.llava import IMAGE_TOKEN
 from llava.processor import Prompt
-from scripts.parity import Peer, write_checkpoint
-
-VOCABULARY = Path(mistral_common.__file__).parent / "data" / "tokenizer.model.v1"
-ARCHITECTURES = {
-    "llama": "LlavaLlamaForCausalLM",
-    "mistral": "LlavaMistralForCausalLM",
-    "qwen2": "LlavaQwenForCausalLM",
-}
-
-
-def original_names(tensors: dict[str, Tensor], with_tower: bool) -> dict[str, Tensor]:
-    """Of transformers' names in memory."""
-    named = {}
-    for stored, tensor in tensors.items():
-        name = hf.rename(stored) or ""
-        part, _, rest = name.partition(".")
-        if part == "vision":
-            if with_tower:
-                named[f"model.vision_tower.vision_tower.vision_model.{rest}"] = tensor
-        else:
-            prefix = {"projector": "model.mm_projector.", "llm": "" if "lm_head" in name else "model."}
-            named[prefix[part] + rest if rest else f"model.{name}"] = tensor
-    return {name: tensor.contiguous().clone() for name, tensor in named.items()}
-
-
-def write_tower(folder: Path, peer: Peer) -> Path:
-    """The vision tower in a folder of its own, as the hub has CLIP."""
-    folder.mkdir()
-    vision = peer.model.config.vision_config.to_dict()
-    (folder / "config.json").write_text(json.dumps({"model_type": "clip", "vision_config": vision}))
-    tensors = {
-        f"vision_model.{name.removeprefix('vision.')}": tensor.clone()
-        for stored, tensor in peer.model.state_dict().items()
-        if (name := hf.rename(stored) or "").startswith("vision.")
-    }
-    save_file({**tensors, "text_model.final_layer_norm.weight": torch.ones(3)}, folder / "model.safetensors")
-    return folder
-
-
-def write_original(folder: Path, peer: Peer, with_tower: bool = True, **changes: Any) -> Path:
-    """The peer's model in the original's layout; its tower in the folder `tower` beside it."""
-    text = peer.model.config.text_config
-    if not (folder.parent / "tower").exists():
-        write_tower(folder.parent / "tower", peer)
-    folder.mkdir()
-    config = {
-        **{key: value for key, value in text.to_dict().items() if key not in ("architectures", "dtype")},
-        "model_type": "llava",
-        "architectures": [ARCHITECTURES[text.model_type]],
-        "mm_vision_tower": str(folder.parent / "tower"),
-        "mm_projector_type": "mlp2x_gelu",
-        "mm_vision_select_layer": -2,
-        "mm_vision_select_feature": "patch",
-        "image_aspect_ratio": "pad",
-        "mm_hidden_size": 32,
-        **changes,
-    }
-    (folder / "config.json").write_text(json.dumps(config))
-    save_file(original_names(peer.model.state_dict(), with_tower), folder / "model.safetensors")
-    shutil.copyfile(VOCABULARY, folder / "tokenizer.model")
-    return folder
+from scripts.random_checkpoints import Peer, original_names, write_checkpoint, write_original
 
 
 @pytest.fixture
@@ -149,7 +87,7 @@ def test_1_6_answers_as_transformers_where_both_choose_the_same_tiles(llava_next
 @torch.inference_mode()
 def test_1_0_has_a_linear_projector_and_must_be_told_its_template(llava: Peer, tmp_path: Path) -> None:
     folder = write_original(tmp_path / "original", llava, mm_projector_type="linear", image_aspect_ratio=None)
-    names = original_names(llava.model.state_dict(), with_tower=True)
+    names = original_names(llava, with_tower=True)
     names = {name: tensor for name, tensor in names.items() if "mm_projector" not in name}
     linear = torch.nn.Linear(32, 48)
     names |= {"model.mm_projector.weight": linear.weight.data, "model.mm_projector.bias": linear.bias.data}
@@ -170,7 +108,7 @@ def test_stage_1_output_stands_on_its_base(llava: Peer, tmp_path: Path) -> None:
     whole = write_original(tmp_path / "whole", llava)
     base = tmp_path / "base"
     shutil.copytree(whole, base)
-    tensors = original_names(llava.model.state_dict(), with_tower=False)
+    tensors = original_names(llava, with_tower=False)
     save_file({name: t for name, t in tensors.items() if "mm_projector" not in name}, base / "model.safetensors")
     stage1 = write_original(tmp_path / "stage1", llava, _name_or_path=str(base))
     (stage1 / "model.safetensors").unlink()
@@ -192,7 +130,7 @@ def test_a_lora_folder_stands_on_its_base_and_is_merged_into_it(
     llava: Peer, tmp_path: Path, dtype: torch.dtype
 ) -> None:
     whole = write_original(tmp_path / "whole", llava)
-    tensors = original_names(llava.model.state_dict(), with_tower=False)
+    tensors = original_names(llava, with_tower=False)
     base = tmp_path / "base"
     shutil.copytree(whole, base)
     kept = {name: t.to(dtype) for name, t in tensors.items() if "mm_projector" not in name}
@@ -219,7 +157,7 @@ def test_a_lora_folder_stands_on_its_base_and_is_merged_into_it(
 
 def test_a_tower_that_is_there_in_part_is_refused(llava: Peer, tmp_path: Path) -> None:
     folder = write_original(tmp_path / "original", llava)
-    tensors = original_names(llava.model.state_dict(), with_tower=True)
+    tensors = original_names(llava, with_tower=True)
     gone = next(name for name in tensors if "layers.0.self_attn.q_proj.weight" in name and "vision" in name)
     del tensors[gone]
     save_file(tensors, folder / "model.safetensors")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.parity import FAMILIES, write_checkpoint
+from scripts.random_checkpoints import ARCHITECTURES, write_checkpoint
 from tests.checkpoints.test_original import write_original
 from tests.media.test_video import write_video
 
@@ -22,7 +22,7 @@ def llava(*arguments: object) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ARCHITECTURES)
 def test_chat_takes_every_family_in_both_layouts(tmp_path: Path, family: str) -> None:
     peer = write_checkpoint(tmp_path / "hf", "llava_next", family, seed=1)
     pinpoints = [[w, h] for h, w in peer.model.config.image_grid_pinpoints]
