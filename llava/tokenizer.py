@@ -85,8 +85,15 @@ def bpe_tokenizer(
     bos_id: int | None,
     eos_id: int,
 ) -> FastTokenizer:
-    """GPT-2's byte-level BPE; `split_digits` makes every digit a token of its own, as SmolLM does."""
-    backend = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=merges))
+    """GPT-2's byte-level BPE; `split_digits` makes every digit a token of its own, as SmolLM does.
+
+    Raises ValueError where the merges do not fit the vocabulary.
+    """
+    try:
+        model = models.BPE(vocab=vocab, merges=merges)
+    except Exception as error:  # noqa: BLE001  the library raises nothing more exact
+        raise ValueError(str(error)) from None
+    backend = tokenizers.Tokenizer(model)
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     steps = [pre_tokenizers.Digits(individual_digits=True), byte_level] if split_digits else [byte_level]
     backend.pre_tokenizer = pre_tokenizers.Sequence(steps)

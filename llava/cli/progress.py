@@ -17,15 +17,15 @@ from rich.progress import (
 
 
 class Bars:
-    """One bar for each kind of work, drawn when it begins."""
+    """One bar for each kind of work, drawn when it begins; none where stderr is no terminal."""
 
     def __init__(self, console: Console) -> None:
         label = TextColumn("{task.description}")
         download = (label, BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
         count = (label, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
         self._progress = {
-            "bytes": Progress(*download, console=console, transient=True),
-            "items": Progress(*count, console=console, transient=True),
+            "bytes": Progress(*download, console=console, transient=True, disable=not console.is_terminal),
+            "items": Progress(*count, console=console, transient=True, disable=not console.is_terminal),
         }
         self._tasks: dict[str, TaskID] = {}
         self._active: str | None = None
