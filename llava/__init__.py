@@ -13,21 +13,30 @@ from llava.errors import LlavaError
 if TYPE_CHECKING:
     from llava.assistant import Assistant
     from llava.fetch import Progress
+    from llava.quantization.linears import Precision
 
 __all__ = ["Image", "LlavaError", "Message", "Video", "load"]
 __version__ = "0.1.0"
 
 
 def load(
-    name: str, *, device: str | None = None, template: str | None = None, progress: "Progress | None" = None
+    name: str,
+    *,
+    device: str | None = None,
+    precision: "Precision | None" = None,
+    template: str | None = None,
+    progress: "Progress | None" = None,
 ) -> "Assistant":
     """Load a model by name, hub id or folder, ready to chat; see `llava.assistant.Assistant`.
 
     template: a chat template's name, where the checkpoint does not say which it was trained with.
     device: where it runs, as PyTorch names it ("cpu", "cuda:1"); by default a GPU where there is one.
+    precision: how weights are stored: "float32", "float16" (computed in float32), "int8" or "int4"; by default 16 bits.
     progress: called with (what, bytes so far, bytes in all) while parts are fetched.
     Raises LlavaError for an unknown name or a damaged model.
     """
+    import torch
+
     from llava.assistant import Assistant  # torch is imported only when a model is wanted
     from llava.checkpoints.load import load_checkpoint
     from llava.checkpoints.native import default_device
@@ -36,6 +45,8 @@ def load(
 
     if template is None and name in PUBLISHED and PUBLISHED[name].layout == "original":
         template = PUBLISHED[name].template  # which the checkpoint itself does not say
-    loaded = load_checkpoint(model_folder(name), progress or quiet, template)
-    loaded.model.to(device or default_device())
+    place = torch.device(device) if device else default_device()
+    packed = (precision or "float16") if place.type == "cpu" else None
+    loaded = load_checkpoint(model_folder(name), progress or quiet, template, packed)
+    loaded.model.to(place)
     return Assistant(loaded)

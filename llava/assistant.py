@@ -9,7 +9,6 @@ from llava.checkpoints.native import Loaded
 from llava.engine.engine import Engine, Request, RequestImage, Usage
 from llava.engine.sampling import Sampling
 from llava.engine.text import TextStream
-from llava.engine.weights import lay_out_for_cpu
 from llava.models.llava import LlavaModel
 from llava.processor import ImageSpan, Processor
 
@@ -20,8 +19,6 @@ class Assistant:
     def __init__(self, loaded: Loaded) -> None:
         self.model: LlavaModel = loaded.model
         self.processor: Processor = loaded.processor
-        if loaded.model.device.type == "cpu":
-            lay_out_for_cpu(loaded.model.llm)
         self._engine = Engine(loaded.model)
         text = self.processor.ending().strip(" ")
         ending = self.processor.tokenizer.encode(text)[0] if text else []

@@ -4,12 +4,11 @@ W + alpha / r * B @ A (Hu et al. 2021). Oracle: `peft`'s own merge (tests/checkp
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from llava.checkpoints.files import read_safetensors, read_torch
 from llava.errors import LlavaError
@@ -49,16 +48,22 @@ def _product(a: Tensor, b: Tensor, scale: float) -> Tensor:
     return (b.float() @ a.float()) * scale
 
 
-@torch.no_grad()
-def merge_adapter(decoder: nn.Module, folder: Path, prefix: str = "") -> None:
-    """Fold the adapter in `folder` into the weights of `decoder`, in place.
+def with_adapter(tensors: Iterable[tuple[str, Tensor]], folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a base, with the adapter in `folder` folded in; weights that it changes are float32.
 
-    prefix: what stands before the decoder's names where the adapter was made for a model around it.
-    Raises LlavaError as `read_adapter` does, and for tensors that match nothing.
+    Raises LlavaError as `read_adapter` does, and for adapter tensors that match nothing.
     """
-    weights = dict(decoder.named_parameters())
-    for name, delta in read_adapter(folder).items():
-        target, added = f"{name.removeprefix(prefix)}.weight", delta()
-        if target not in weights or added.shape != weights[target].shape:
-            raise LlavaError(f"{folder}: adapter tensor '{name}' does not fit the model; is it for another base?")
-        weights[target].add_(added)
+    deltas = read_adapter(folder)
+    for name, tensor in tensors:
+        if delta := deltas.pop(name.removesuffix(".weight"), None):
+            added = delta()
+            if added.shape != tensor.shape:
+                raise _misfit(folder, name)
+            tensor = tensor.float() + added
+        yield name, tensor
+    for name in deltas:
+        raise _misfit(folder, name)
+
+
+def _misfit(folder: Path, name: str) -> LlavaError:
+    return LlavaError(f"{folder}: adapter tensor '{name}' does not fit the model; is it for another base?")

@@ -1,12 +1,13 @@
 """Load a checkpoint of any layout. Which one it is, its content tells, never its name."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from llava.checkpoints import hf, native, original
-from llava.checkpoints.adapters import merge_adapter
+from llava.checkpoints.adapters import with_adapter
 from llava.checkpoints.hf_config import read_json
 from llava.checkpoints.native import CONFIG, Loaded, build_processor
 from llava.checkpoints.stream import load_streamed, stream_tensors, weight_files
@@ -15,24 +16,30 @@ from llava.config import LlavaConfig, load_config
 from llava.errors import LlavaError
 from llava.fetch import Progress, quiet
 from llava.models.llava import LlavaModel
+from llava.quantization.linears import Precision
+from llava.quantization.pack import Packer, pack_beside
 from llava.registry import model_folder
 
 Rename = Callable[[str], str | None]
 
 
-def load_checkpoint(folder: Path, progress: Progress = quiet, template: str | None = None) -> Loaded:
+def load_checkpoint(
+    folder: Path, progress: Progress = quiet, template: str | None = None, precision: Precision | None = None
+) -> Loaded:
     """A model and its processor from a folder of the native, hf or original layout. Raises LlavaError.
 
     template: a name, where the checkpoint does not say which it was trained with, or to overrule it.
+    precision: pack the linear layers for inference on a CPU, as they are read; None leaves the plain float32 model.
     """
     values = read_json(folder / CONFIG)
     if "layout" in values:
-        loaded = _load_native(folder, progress)
+        loaded = _load_native(folder, progress, precision)
         return Loaded(loaded.model, loaded.processor.with_template(template)) if template else loaded
     if original.is_original(values):
-        return _load_original(folder, template)
+        return _load_original(folder, template, precision)
     if values.get("model_type") in hf.MODEL_TYPES:
-        model = _stream(hf.read_config(folder, template), folder, weight_files(folder), hf.rename)
+        config, tensors = hf.read_config(folder, template), stream_tensors(weight_files(folder))
+        model = _stream(config, folder, tensors, hf.rename, precision)
         return _loaded(model, folder, prefer_sentencepiece=False)
     raise LlavaError(
         f"{folder / CONFIG}: not a LLaVA model; expected the key 'layout' (native), 'mm_vision_tower' (original), or "
@@ -40,29 +47,30 @@ def load_checkpoint(folder: Path, progress: Progress = quiet, template: str | No
     )
 
 
-def _load_native(folder: Path, progress: Progress) -> Loaded:
+def _load_native(folder: Path, progress: Progress, precision: Precision | None) -> Loaded:
     config = load_config(folder / CONFIG)
     if config.base is not None:
-        return native.load_native(folder, progress)
-    model = _stream(config, folder, weight_files(folder), lambda name: name)
+        return native.load_native(folder, progress, precision)
+    model = _stream(config, folder, stream_tensors(weight_files(folder)), str, precision)
     return _loaded(model, folder, prefer_sentencepiece=not (folder / "tokenizer.json").exists())
 
 
-def _load_original(folder: Path, template: str | None) -> Loaded:
+def _load_original(folder: Path, template: str | None, precision: Precision | None) -> Loaded:
     config = original.read_config(folder, template)
     trained = next((folder / n for n in (original.LORA, original.PROJECTOR) if (folder / n).exists()), None)
     if trained is None:
-        model = _stream(config, folder, weight_files(folder), original.rename, tower_may_be_outside=True)
+        tensors = stream_tensors(weight_files(folder))
+        model = _stream(config, folder, tensors, original.rename, precision, tower_may_be_outside=True)
         return _loaded(model, folder, prefer_sentencepiece=True)
     base = base_of(folder)
-    files = [*weight_files(base), trained]
+    tensors = stream_tensors([*weight_files(base), trained])
+    if trained.name == original.LORA:
+        tensors = with_adapter(tensors, folder)
 
     def rename(stored: str) -> str | None:
         return original.rename_trained(stored) if "mm_projector" in stored else original.rename(stored)
 
-    model = _stream(config, folder, files, rename, tower_may_be_outside=True)
-    if trained.name == original.LORA:
-        merge_adapter(model.llm, folder, prefix="model.")
+    model = _stream(config, folder, tensors, rename, precision, tower_may_be_outside=True)
     tokenized = folder if (folder / "tokenizer.model").exists() or (folder / "tokenizer.json").exists() else base
     return _loaded(model, tokenized, prefer_sentencepiece=True)
 
@@ -79,7 +87,12 @@ def base_of(folder: Path) -> Path:
 
 
 def _stream(
-    config: LlavaConfig, folder: Path, files: list[Path], rename: Rename, tower_may_be_outside: bool = False
+    config: LlavaConfig,
+    folder: Path,
+    tensors: Iterable[tuple[str, Tensor]],
+    rename: Rename,
+    precision: Precision | None,
+    tower_may_be_outside: bool = False,
 ) -> LlavaModel:
     with torch.device("meta"):
         model = LlavaModel(config)
@@ -96,8 +109,16 @@ def _stream(
     def may_be_outside(name: str) -> bool:
         return tower_may_be_outside and name.startswith("vision.")
 
-    if absent := load_streamed(model, stream_tensors(files), wanted, folder, may_be_outside):
+    packer = Packer(model.llm, precision) if precision else None
+
+    def arrived(name: str) -> None:
+        if packer and name.startswith("llm."):
+            packer.arrived(name.removeprefix("llm."))
+
+    if absent := load_streamed(model, tensors, wanted, folder, may_be_outside, arrived):
         _load_tower(model, folder, absent)
+    if precision:
+        pack_beside(model, precision)
     return model.requires_grad_(False).eval()
 
 

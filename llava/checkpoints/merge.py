@@ -1,14 +1,14 @@
 """A LoRA folder of the original layout, folded into its base and written as one whole model."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from llava.checkpoints import original
-from llava.checkpoints.adapters import read_adapter
+from llava.checkpoints.adapters import with_adapter
 from llava.checkpoints.convert import write_shards
 from llava.checkpoints.hf_config import read_json
 from llava.checkpoints.load import base_of, load_checkpoint
@@ -31,24 +31,19 @@ def merge(folder: Path, target: Path) -> float:
     if not (folder / original.LORA).exists() or not original.is_original(read_json(folder / CONFIG)):
         raise LlavaError(f"{folder}: not a LoRA folder of the original layout; expected {original.LORA} in it")
     base = base_of(folder)
-    deltas = read_adapter(folder)
     types: set[torch.dtype] = set()
 
     def tensors() -> Iterator[tuple[str, Tensor]]:
         trained = {f"model.{_bare(name)}": tensor for name, tensor in stream_tensors([folder / original.LORA])}
-        for name, tensor in stream_tensors(weight_files(base)):
-            if name in trained:
-                continue
-            if delta := deltas.pop(name.removesuffix(".weight"), None):
-                types.add(tensor.dtype)
-                tensor = (tensor.float() + delta()).to(tensor.dtype)
-            yield name, tensor
+        kinds: dict[str, torch.dtype] = {}
+        for name, tensor in with_adapter(_noted(stream_tensors(weight_files(base)), kinds), folder):
+            if name not in trained:
+                types.add(kinds[name])
+                yield name, tensor.to(kinds[name])
         yield from trained.items()
 
     with atomic_folder(target) as written:
         write_shards(written, tensors(), lambda name: name)
-        if deltas:
-            raise LlavaError(f"{folder}: adapter tensors that match nothing: {', '.join(sorted(deltas)[:5])}")
         shutil.copyfile(folder / CONFIG, written / CONFIG)
         for name in FILES:
             source = folder / name if (folder / name).exists() else base / name
@@ -61,6 +56,13 @@ def merge(folder: Path, target: Path) -> float:
         if not difference <= allowed:
             raise LlavaError(f"{folder}: merged, logits differ by {difference:.3g}, more than {allowed}")
     return difference
+
+
+def _noted(tensors: Iterable[tuple[str, Tensor]], kinds: dict[str, torch.dtype]) -> Iterator[tuple[str, Tensor]]:
+    """The same tensors; what type each has is written down."""
+    for name, tensor in tensors:
+        kinds[name] = tensor.dtype
+        yield name, tensor
 
 
 def _bare(name: str) -> str:

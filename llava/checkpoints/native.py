@@ -16,9 +16,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from llava.checkpoints.adapters import merge_adapter
+from llava.checkpoints.adapters import with_adapter
 from llava.checkpoints.files import load_strict, read_safetensors, write_safetensors
 from llava.checkpoints.gguf import open_gguf
+from llava.checkpoints.stream import load_streamed, stream_tensors
 from llava.config import LlavaConfig, load_config
 from llava.errors import LlavaError
 from llava.fetch import Progress, quiet, resolve
@@ -26,6 +27,8 @@ from llava.files import write_text
 from llava.models.llava import LlavaModel
 from llava.models.projectors import build_projector
 from llava.processor import Processor
+from llava.quantization.linears import Precision
+from llava.quantization.pack import Packer, pack_beside
 from llava.tokenizer import Tokenizer
 
 CONFIG, PROJECTOR, LLM, ADAPTER = "config.json", "projector.safetensors", "llm.safetensors", "adapter"
@@ -44,21 +47,30 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def load_native(folder: Path, progress: Progress = quiet) -> Loaded:
-    """Load a folder of the native layout, fetching the base parts where they are missing. Raises LlavaError."""
+def load_native(folder: Path, progress: Progress = quiet, precision: Precision | None = None) -> Loaded:
+    """Load a folder of the native layout, fetching the base parts where they are missing. Raises LlavaError.
+
+    precision: pack the linear layers for inference on a CPU; None leaves the plain model, as training needs it.
+    """
     config = load_config(folder / CONFIG)
-    loaded = load_base(config, progress, with_llm=not (folder / LLM).exists())
-    model = loaded.model
-    load_strict(model.projector, read_safetensors(folder / PROJECTOR), folder / PROJECTOR)
-    if (folder / LLM).exists():
-        load_strict(model.llm, read_safetensors(folder / LLM), folder / LLM)
-    if (folder / ADAPTER).exists():
-        merge_adapter(model.llm, folder / ADAPTER)
+    loaded = load_base(config, progress, folder, precision)
+    load_strict(loaded.model.projector, read_safetensors(folder / PROJECTOR), folder / PROJECTOR)
+    if precision:
+        pack_beside(loaded.model, precision)
     return loaded
 
 
-def load_base(config: LlavaConfig, progress: Progress = quiet, with_llm: bool = True) -> Loaded:
-    """The pre-trained parts that `config` names, with a freshly initialised projector. Raises LlavaError."""
+def load_base(
+    config: LlavaConfig,
+    progress: Progress = quiet,
+    trained: Path | None = None,
+    precision: Precision | None = None,
+    with_llm: bool = True,
+) -> Loaded:
+    """The pre-trained parts that `config` names, with a freshly initialised projector. Raises LlavaError.
+
+    trained: a folder whose decoder, or adapter of it, takes the place of the base's.
+    """
     if config.base is None:
         raise LlavaError("this model stands on no base parts, as training needs them")
     with torch.device("meta"):
@@ -69,10 +81,20 @@ def load_base(config: LlavaConfig, progress: Progress = quiet, with_llm: bool = 
     if base.config != config.llm:
         raise LlavaError(f"{base.path}: its configuration is not the one in config.json: {base.config!r}")
     if with_llm:
-        load_strict(model.llm, dict(base.tensors()), base.path)
+        tensors, source = base.tensors(), base.path
+        if trained is not None and (trained / LLM).exists():
+            tensors, source = stream_tensors([trained / LLM]), trained / LLM
+        if trained is not None and (trained / ADAPTER).exists():
+            tensors = with_adapter(tensors, trained / ADAPTER)
+        arrived = Packer(model.llm, precision).arrived if precision else _ignore
+        load_streamed(model.llm, tensors, str, source, arrived=arrived)
     model.projector = build_projector(config.projector, model.vision.feature_size, config.llm.hidden_size)
     processor = build_processor(config, base.tokenizer, model.vision.num_tokens)
     return Loaded(model.requires_grad_(False).eval(), processor)
+
+
+def _ignore(name: str) -> None:
+    pass
 
 
 def build_processor(config: LlavaConfig, tokenizer: Tokenizer, tokens_per_view: int) -> Processor:

@@ -51,8 +51,11 @@ def stream_tensors(files: Iterable[Path]) -> Iterator[tuple[str, Tensor]]:
 def _stream_safetensors(file: Path) -> Iterator[tuple[str, Tensor]]:
     try:
         with safetensors.safe_open(file, framework="pt") as opened:
-            for name in opened.keys():  # noqa: SIM118  it is no dict
-                yield name, opened.get_tensor(name)
+            names = list(opened.keys())
+        for name in names:  # opened anew each time, so that the pages that were mapped do not add up
+            with safetensors.safe_open(file, framework="pt") as opened:
+                tensor = opened.get_tensor(name)
+            yield name, tensor
     except FileNotFoundError:
         raise LlavaError(f"{file}: weight file not found") from None
     except (SafetensorError, OSError, ValueError) as error:
@@ -65,11 +68,13 @@ def load_streamed(
     rename: Callable[[str], str | None],
     source: Path,
     optional: Callable[[str], bool] = lambda name: False,
+    arrived: Callable[[str], None] = lambda name: None,
 ) -> list[str]:
     """Give `model`, on `meta`, these tensors in float32.
 
     rename: a stored name to the model's, or None for a tensor that is not needed.
     optional: names of the model that may be absent; those that were are returned.
+    arrived: called with a name when its tensor is in place; it may change the module.
     Raises LlavaError that lists missing, unexpected and misshaped names.
     """
     expected = model.state_dict()
@@ -88,6 +93,7 @@ def load_streamed(
             shapes.append(f"{stored} {tuple(tensor.shape)}, expected {tuple(expected[name].shape)}")
         else:
             _assign(model, name, tensor.float() if tensor.is_floating_point() else tensor)
+            arrived(name)
     absent = sorted(expected.keys() - found)
     missing = [name for name in absent if not optional(name)]
     problems = [("missing", missing), ("unexpected", unexpected), ("of another shape", shapes)]

@@ -28,23 +28,28 @@ class Attention(nn.Module):
         self.sliding_window = config.sliding_window
 
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], cache: KVCache | None, layer: int) -> Tensor:
-        B, T, _ = x.shape
-        q = self.q_proj(x).view(B, T, self.num_heads, self.head_dim)
-        k = self.k_proj(x).view(B, T, self.num_kv_heads, self.head_dim)
-        v = self.v_proj(x).view(B, T, self.num_kv_heads, self.head_dim).transpose(1, 2)  # (B, Hkv, T, Dh)
+        out: Tensor = self.o_proj(self.attend(self.q_proj(x), self.k_proj(x), self.v_proj(x), rope, cache, layer))
+        return out
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, rope: tuple[Tensor, Tensor], cache: KVCache | None, layer: int
+    ) -> Tensor:
+        """What lies between the projections: q (B, T, H * Dh), k and v (B, T, Hkv * Dh) to (B, T, H * Dh)."""
+        B, T, _ = q.shape
+        q = q.view(B, T, self.num_heads, self.head_dim)
+        k = k.view(B, T, self.num_kv_heads, self.head_dim)
+        v = v.view(B, T, self.num_kv_heads, self.head_dim).transpose(1, 2)  # (B, Hkv, T, Dh)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = rotate(q.transpose(1, 2), *rope), rotate(k.transpose(1, 2), *rope)
         mask = None
         if cache is None and self.sliding_window is not None and self.sliding_window < T:
-            mask = torch.ones(T, T, dtype=torch.bool, device=x.device).tril().triu(1 - self.sliding_window)
+            mask = torch.ones(T, T, dtype=torch.bool, device=q.device).tril().triu(1 - self.sliding_window)
         if cache is not None:
             k, v = cache.write(layer, k, v)  # (B, Hkv, S, Dh)
             mask = cache.mask
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and T > 1, enable_gqa=True)
-        y = y.transpose(1, 2).reshape(B, T, -1)
-        out: Tensor = self.o_proj(y)
-        return out
+        return y.transpose(1, 2).reshape(B, T, -1)
 
 
 class MLP(nn.Module):
@@ -110,5 +115,5 @@ class Decoder(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states (..., D) to scores over the vocabulary (..., V)."""
-        head = self.embed_tokens if self.lm_head is None else self.lm_head
-        return F.linear(hidden, head.weight)
+        scores: Tensor = F.linear(hidden, self.embed_tokens.weight) if self.lm_head is None else self.lm_head(hidden)
+        return scores
