@@ -2,10 +2,11 @@
 
     python benchmarks/chat.py --model llava-smol --repeats 5 --output chat.json
 
-Both sides run in float32 with torch's default threads, each in a process of its own; they take turns (A B A B), after
-a round that is not counted. Time runs from the messages, with the picture as the bytes of a JPEG, to the token: the
-prompt's rendering, the picture's decoding and the vision encoder are in it. Two conversations of two questions each:
-one whose first prompt is just the picture and a short question, and one whose first prompt has 512 tokens.
+Both sides run in float32 with torch's default threads, and ours also as it runs by default, with weights stored in 16
+bits; each in a process of its own. They take turns (A B C A B C), after a round that is not counted. Time runs from
+the messages, with the picture as the bytes of a JPEG, to the token: the prompt's rendering, the picture's decoding and
+the vision encoder are in it. Two conversations of two questions each: one whose first prompt is just the picture and a
+short question, and one whose first prompt has 512 tokens.
 
 transformers has no LLaVA with our vision encoder, so its side does what its `LlavaForConditionalGeneration` does: the
 image tokens, made by our encoder and projector, are written into `inputs_embeds` of `LlamaForCausalLM` (sdpa). A plain
@@ -43,20 +44,22 @@ from llava.engine.engine import Engine
 from llava.engine.sampling import Sampling
 from llava.models.llava import IMAGE_TOKEN
 from llava.processor import Processor
+from llava.quantization.linears import Precision
 from llava.registry import model_folder
 
 PROMPT, DECODED, ANSWER = 512, 64, 16  # tokens: the long prompt; its answer; an answer at most, in a history
 QUESTIONS = "What is shown in this image?", "What color is it?"
 FILLER = "The cat sat on the mat and the dog ran in the park while we read a book by the window."
 TARGET = 0.3  # the second question's time, as a part of the first's
+SIDES = ("llava", "transformers", "llava, 16 bits")
 Answer = tuple[list[int], list[float]]  # ids, and for each the seconds from the call until it was there
 
 
 class Ours:
     """The package's engine, driven as `Assistant` drives it."""
 
-    def __init__(self, model: Path) -> None:
-        self.assistant = Assistant(load_native(model))
+    def __init__(self, model: Path, precision: Precision) -> None:
+        self.assistant = Assistant(load_native(model, precision=precision))
         self.processor = self.assistant.processor
 
     def reset(self) -> None:
@@ -143,7 +146,7 @@ class Round:
 @functools.cache
 def load(name: str, model: Path, exported: Path) -> Ours | Theirs:
     """The side that this process measures."""
-    return Ours(model) if name == "llava" else Theirs(model, exported)
+    return Theirs(model, exported) if name == SIDES[1] else Ours(model, "float32" if name == SIDES[0] else "float16")
 
 
 def measure(name: str, model: Path, exported: Path) -> Round:
@@ -199,28 +202,33 @@ def long_question(processor: Processor, photo: bytes) -> Message:
 
 def run(model: Path, repeats: int) -> dict[str, list[Round]]:
     """The counted rounds of both sides, measured in turns."""
-    rounds: dict[str, list[Round]] = {"llava": [], "transformers": []}
+    rounds: dict[str, list[Round]] = {name: [] for name in SIDES}
     new_process = functools.partial(ProcessPoolExecutor, 1, multiprocessing.get_context("spawn"))
-    with tempfile.TemporaryDirectory() as folder, new_process() as ours, new_process() as theirs:
+    with tempfile.TemporaryDirectory() as folder, new_process() as a, new_process() as b, new_process() as c:
         print("writing the weights for transformers", file=sys.stderr)
         with new_process() as once:
             once.submit(export, model, Path(folder)).result()
         for count in range(repeats + 1):
-            for name, process in (("llava", ours), ("transformers", theirs)):
+            for name, process in zip(SIDES, (a, b, c), strict=True):
                 print(f"round {count} of {repeats}{'' if count else ' (not counted)'}: {name}", file=sys.stderr)
                 rounds[name].append(process.submit(measure, name, model, Path(folder)).result())
     return {name: side[1:] for name, side in rounds.items()}
 
 
-def report(ours: list[Round], theirs: list[Round]) -> str:
+def report(rounds: dict[str, list[Round]]) -> str:
     """The table in Markdown, with medians and how many times better ours is, and the checks."""
-    lines = ["| | llava | transformers | times better |", "| --- | --- | --- | --- |"]
+    lines = [f"| | {' | '.join(SIDES)} | times better | 16 bits: times better |", "| --- " * 6 + "|"]
+    ours, theirs, half = rounds.values()
     for name in ours[0].figures:
-        columns = [[one.figures[name] for one in side] for side in (ours, theirs)]
+        columns = [[one.figures[name] for one in side] for side in rounds.values()]
         cells = [f"{statistics.median(v):.4g} ({min(v):.4g} to {max(v):.4g})" for v in columns]
-        factor = statistics.median(columns[0]) / statistics.median(columns[1])
-        lines.append(f"| {name} | {' | '.join(cells)} | {factor if 'tokens/s' in name else 1 / factor:.2f} |")
-    lines += ["", f"equal ids: {'yes' if all(one.ids == ours[0].ids for one in (*ours, *theirs)) else 'NO'}"]
+        for column in (columns[0], columns[2]):
+            factor = statistics.median(column) / statistics.median(columns[1])
+            cells.append(f"{factor if 'tokens/s' in name else 1 / factor:.2f}")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    lines.append("")
+    for label, side in (("equal ids", (*ours, *theirs)), ("equal ids with 16 bits", half)):
+        lines.append(f"{label}: {'yes' if all(one.ids == theirs[0].ids for one in side) else 'NO'}")
     for name in ("second / first", "long prompt: second / first"):
         reached = statistics.median(one.figures[name] for one in ours) <= TARGET
         lines.append(f"{name} at most {TARGET}: {'yes' if reached else 'NO'}")
@@ -239,8 +247,8 @@ def main() -> None:
     except LlavaError as error:
         parser.error(str(error))
     versions = f"torch {version('torch')}, transformers {version('transformers')}"
-    machine = f"{platform.machine()}, {torch.get_num_threads()} threads, float32, {versions}"
-    print(f"{arguments.model}: {machine}; medians (least to most)\n\n{report(*rounds.values())}")
+    machine = f"{platform.machine()}, {torch.get_num_threads()} threads, {versions}"
+    print(f"{arguments.model}: {machine}; medians (least to most)\n\n{report(rounds)}")
     if arguments.output:
         result = {"model": arguments.model, "machine": machine, **rounds}
         arguments.output.write_text(json.dumps(result, default=asdict, indent=1) + "\n")

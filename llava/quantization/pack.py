@@ -4,6 +4,8 @@ A decoder is packed block by block, as soon as a block's weights are there: the 
 float32. q, k and v become one matrix, gate and up another. Oracle: the decoder that was packed (tests/quantization).
 """
 
+import ctypes
+import sys
 from collections.abc import Iterable
 
 import torch
@@ -90,6 +92,7 @@ class Packer:
             _pack_embedding(decoder, precision)
         elif part == "lm_head" and decoder.lm_head is not None:
             decoder.lm_head = _joined((decoder.lm_head,), _half(precision))  # type: ignore[assignment]
+        _give_back()
 
 
 def pack_decoder(decoder: Decoder, precision: Precision) -> None:
@@ -107,6 +110,12 @@ def pack_beside(model: LlavaModel, precision: Precision) -> None:
         for name, layer in list(module.named_children()):
             if isinstance(layer, nn.Linear):
                 setattr(module, name, _joined((layer,), _half(precision)))
+
+
+def _give_back() -> None:
+    """Return freed memory to the system. glibc would keep the gaps that the weights of each block leave behind."""
+    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
+        trim(0)
 
 
 def _part(name: str) -> str:

@@ -1,0 +1,85 @@
+"""Packed linear layers against their formulas in plain PyTorch."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional as F
+
+from llava.quantization.linears import GROUP, Precision, pack_linear, quantize_int4, quantize_int8
+
+PRECISIONS: tuple[Precision, ...] = ("float32", "float16", "int8", "int4")
+
+
+def effective_weight(weight: Tensor, precision: Precision) -> Tensor:
+    """The weight that is left of `weight` in this precision."""
+    if precision == "float16":
+        return weight.half().float()
+    if precision == "int8":
+        levels, scales = quantize_int8(weight)
+        return levels.float() * scales[:, None]
+    if precision == "int4":
+        levels, scales, offsets = quantize_int4(weight)
+        groups = levels.float().unflatten(1, (-1, GROUP))
+        # the kernel keeps scale and middle of each group in bfloat16
+        scale, middle = scales.bfloat16().float(), (offsets + 8 * scales).bfloat16().float()
+        return ((groups - 8) * scale[..., None] + middle[..., None]).flatten(1)
+    return weight
+
+
+def effective_input(x: Tensor, precision: Precision) -> Tensor:
+    if precision == "int8":
+        scale = x.abs().amax(-1, keepdim=True) / 63
+        return (x / scale).round() * scale
+    return x.bfloat16().float() if precision == "int4" else x
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize(("rows", "outputs", "inputs"), [(1, 64, 32), (5, 128, 96), (40, 192, 64)])
+@pytest.mark.parametrize("biased", [False, True])
+@torch.inference_mode()
+def test_a_layer_computes_its_formula(precision: Precision, rows: int, outputs: int, inputs: int, biased: bool) -> None:
+    generator = torch.Generator().manual_seed(rows)
+    weight = torch.randn(outputs, inputs, generator=generator)
+    bias = torch.randn(outputs, generator=generator) if biased else None
+    x = torch.randn(2, rows, inputs, generator=generator)
+    expected = F.linear(effective_input(x, precision), effective_weight(weight, precision), bias)
+    # int4's kernel gives bfloat16: 8 bits of a value
+    tolerance = {"atol": 1e-4, "rtol": 0.0} if precision != "int4" else {"atol": 0.02, "rtol": 2**-7}
+    assert torch.allclose(pack_linear(weight, bias, precision)(x), expected, **tolerance)
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+@torch.inference_mode()
+def test_a_row_does_not_depend_on_the_others(precision: Precision) -> None:
+    generator = torch.Generator().manual_seed(0)
+    layer = pack_linear(torch.randn(64, 64, generator=generator), None, precision)
+    x = torch.randn(9, 64, generator=generator)
+    x[3] *= 1000  # what a shared scale would drown the others in
+    together = layer(x)
+    assert all(torch.equal(together[row], layer(x[row : row + 1])[0]) for row in range(9))
+
+
+@given(st.integers(0, 2**31), st.sampled_from([1e-20, 1.0, 1e20]))
+@settings(max_examples=20, deadline=None)
+def test_what_is_stored_is_as_near_as_its_levels_are(seed: int, size: float) -> None:
+    weight = torch.randn(64, 64, generator=torch.Generator().manual_seed(seed)) * size
+    levels, scales = quantize_int8(weight)
+    assert ((levels * scales[:, None] - weight).abs() <= scales[:, None] * 0.501 + 1e-12).all()
+    fours, steps, offsets = quantize_int4(weight)
+    groups = fours.unflatten(1, (-1, GROUP)) * steps[..., None] + offsets[..., None]
+    assert ((groups.flatten(1) - weight).abs() <= steps.repeat_interleave(GROUP, 1) * 0.501 + 1e-12).all()
+
+
+@torch.inference_mode()
+def test_rows_of_zeros_stay_zeros() -> None:
+    weight = torch.zeros(64, 32)
+    for precision in PRECISIONS:
+        assert torch.equal(pack_linear(weight, None, precision)(torch.zeros(3, 32)), torch.zeros(3, 64))
+
+
+@torch.inference_mode()
+def test_a_shape_that_int4_cannot_have_gets_eight_bits() -> None:
+    weight, x = torch.randn(10, 20), torch.randn(3, 20)
+    assert torch.equal(pack_linear(weight, None, "int4")(x), pack_linear(weight, None, "int8")(x))
