@@ -6,7 +6,8 @@ from torch import Tensor
 
 from llava.chat.messages import Message
 from llava.checkpoints.native import Loaded
-from llava.engine.engine import Engine, Request, RequestImage, Usage
+from llava.engine.engine import Engine
+from llava.engine.request import Request, RequestImage, Usage
 from llava.engine.sampling import Sampling
 from llava.engine.text import TextStream
 from llava.models.llava import LlavaModel
@@ -20,6 +21,7 @@ class Assistant:
         self.model: LlavaModel = loaded.model
         self.processor: Processor = loaded.processor
         self._engine = Engine(loaded.model)
+        self._usage = Usage()
         text = self.processor.ending().strip(" ")
         ending = self.processor.tokenizer.encode(text)[0] if text else []
         self._stop_ids = frozenset([self.processor.tokenizer.eos_id, *(ending if len(ending) == 1 else [])])
@@ -27,8 +29,8 @@ class Assistant:
 
     @property
     def usage(self) -> Usage:
-        """What the last request took, and how much of it came from the caches."""
-        return self._engine.usage
+        """What the last request, or batch, took, and how much of it came from the caches."""
+        return self._usage
 
     def chat(
         self,
@@ -66,11 +68,11 @@ class Assistant:
     def chat_batch(self, conversations: Sequence[Sequence[Message]], *, max_new_tokens: int = 512) -> list[str]:
         """The greedy answers to several conversations, computed together; as `chat` gives one by one."""
         requests = [self.request(messages) for messages in conversations]
-        answers = self._engine.generate(requests, Sampling(max_new_tokens))
-        texts = []
-        for ids in answers:
+        texts, self._usage = [], Usage()
+        for generation in self._engine.generate(requests, Sampling(max_new_tokens)):
             text = TextStream(self.processor.tokenizer, self._stops)
-            texts.append(("".join(text.push(token) for token in ids) + text.finish()).strip())
+            texts.append(("".join(text.push(token) for token in generation.output) + text.finish()).strip())
+            self._usage += generation.usage
         return texts
 
     def request(self, messages: Sequence[Message]) -> Request:
@@ -87,10 +89,16 @@ class Assistant:
 
     def _stream(self, messages: Sequence[Message], sampling: Sampling, stop: Sequence[str]) -> Iterator[str]:
         text = TextStream(self.processor.tokenizer, [*self._stops, *stop])
-        for token in self._engine.stream(self.request(messages), sampling):
-            if delta := text.push(token):
+        generation = self._engine.submit(self.request(messages), sampling)
+        try:
+            for token in self._engine.follow(generation):
+                self._usage = generation.usage
+                if delta := text.push(token):
+                    yield delta
+                if text.stopped:
+                    return
+            self._usage = generation.usage
+            if delta := text.finish():
                 yield delta
-            if text.stopped:
-                return
-        if delta := text.finish():
-            yield delta
+        finally:
+            self._engine.cancel(generation)

@@ -1,198 +1,210 @@
-"""The engine: requests of ids in, ids out. It knows tokens and pictures' tensors, not conversations.
+"""The engine: requests of ids in, ids out, many at once. It knows tokens and pictures' tensors, not conversations.
 
-It keeps the keys and values of the last request: where the next one begins with the same tokens and pictures, they are
-not computed again. It also keeps the tokens of pictures that it has encoded.
+A step is the architecture: schedule -> encode pictures -> run the model -> choose tokens. Requests join and leave
+between steps. Keys and values of finished requests are kept, and so are the tokens of pictures: what a later request
+has in common with an earlier one is not computed again.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
+from llava.engine.prefixes import BLOCK
+from llava.engine.request import Generation, Request, RequestImage, Scored
 from llava.engine.sampling import Sampling, choose
+from llava.engine.scheduler import Limits, Scheduler
 from llava.errors import LlavaError
-from llava.media.tiling import Layout
-from llava.models.cache import KVCache
+from llava.memory import available_memory
+from llava.models.cache import CacheBatch, KVCache
 from llava.models.llava import LlavaModel
 
-_KEPT_IMAGES = 64  # pictures whose tokens are kept
+Plan = list[tuple[Generation, int]]  # requests, and how many tokens of each
 
-
-@dataclass(frozen=True)
-class RequestImage:
-    """A picture or video of a request: its content's hash, where its placeholders are, and its views when asked for."""
-
-    digest: str
-    start: int
-    layout: Layout
-    views: Callable[[], Tensor]  # (layout.views, 3, size, size)
-
-    @property
-    def end(self) -> int:
-        """The first position behind its placeholders."""
-        return self.start + self.layout.num_tokens
-
-
-@dataclass(frozen=True)
-class Request:
-    """Ids with placeholders, a key for each (equal keys mean equal inputs), the pictures, and the ids that end it."""
-
-    ids: list[int]
-    keys: list[Hashable]
-    images: list[RequestImage]
-    stop_ids: frozenset[int]
-
-
-@dataclass(frozen=True)
-class Usage:
-    """What a request took. reused_tokens: of the prompt, found in the cache. encoded_images: not found in it."""
-
-    prompt_tokens: int = 0
-    reused_tokens: int = 0
-    encoded_images: int = 0
+_KV_BYTES = 4 * 2**30  # at most, unless asked for
+_IMAGE_BYTES = 256 * 2**20  # of pictures' tokens that are kept
+_VIEWS = 16  # of pictures that are encoded at once
 
 
 class Engine:
-    """Runs one model. Not for use by several threads at once."""
+    """Runs one model. Not for use by several threads at once; see `llava.engine.background` for that.
 
-    def __init__(self, model: LlavaModel) -> None:
+    kv_bytes: memory for keys and values; by default a quarter of what is available, and at most 4 GiB.
+    """
+
+    def __init__(self, model: LlavaModel, kv_bytes: int | None = None, limits: Limits | None = None) -> None:
         self._model = model
+        config = model.config.llm
+        if limits is None:
+            slot = 2 * config.num_layers * config.num_kv_heads * config.head_dim * model.dtype.itemsize
+            budget = min(available_memory(model.device) // 4, _KV_BYTES) if kv_bytes is None else kv_bytes
+            limits = Limits(blocks=max(1, budget // (slot * BLOCK)))
+        self.scheduler = Scheduler(config, model.device, model.dtype, limits)
         self._images: OrderedDict[str, Tensor] = OrderedDict()
-        self._encoded = 0
-        self._keys: list[Hashable] = []  # what the cache's row holds
-        self._cache = KVCache(model.config.llm, 1, model.device, torch.float32)
-        self.usage = Usage()  # of the last request, or the last batch
+
+    def submit(self, request: Request, sampling: Sampling) -> Generation:
+        """Queue a request. Raises LlavaError when its prompt is longer than the model's context."""
+        longest, length = self._model.config.llm.max_positions, len(request.ids)
+        if length > longest:
+            raise LlavaError(
+                f"the prompt takes {length} tokens, the model's context holds {longest}; "
+                "start a new conversation or use fewer images"
+            )
+        limit = min(sampling.max_new_tokens, longest - length + 1)  # the last token is chosen, but not run
+        generation = Generation(request, sampling, limit, sampling.generator())
+        generation.usage = replace(generation.usage, prompt_tokens=length)
+        self.scheduler.waiting.append(generation)
+        return generation
+
+    def cancel(self, generation: Generation) -> None:
+        """End a request early; one that has ended stays as it is."""
+        if generation.finished is None:
+            self.scheduler.finish(generation, "cancelled")
+
+    @property
+    def busy(self) -> bool:
+        """Whether any request waits or runs."""
+        return bool(self.scheduler.waiting or self.scheduler.running)
+
+    @torch.inference_mode()
+    def step(self) -> None:
+        """Run some tokens of the requests that are there. What fails ends the requests that it concerns, only."""
+        plan = self._encode(self.scheduler.schedule())
+        if not plan:
+            return
+        try:
+            logits = self._run(plan)
+        except (RuntimeError, MemoryError) as error:  # out of memory; what the caches hold now is not known
+            for one, _ in plan:
+                self.scheduler.finish(one, "error", LlavaError(f"the model could not run: {error}"))
+            return
+        answering = [one for one, _ in plan if one.filled == one.length]
+        greedy = logits.argmax(-1).tolist()
+        for row, one in enumerate(answering):
+            self._extend(one, logits[row], greedy[row])
 
     def stream(self, request: Request, sampling: Sampling) -> Iterator[int]:
         """Generate one token after another, up to a stop id (not included), max_new_tokens or the end of the context.
 
-        Raises LlavaError when the prompt is longer than the model's context.
+        Raises LlavaError for a request that cannot run. Closing the iterator ends the request.
         """
-        length = len(request.ids)
-        self._check_length(length)
-        start = min(_common([self._keys, request.keys]), length - 1)  # the last token must run: its scores are needed
-        logits = self._fill(request, start, length)
-        self.usage = Usage(length, start, self._encoded)
-        generator = sampling.generator()
-        token = 0  # chosen in the first round
-        for count in range(min(sampling.max_new_tokens, self._max_positions - length + 1)):
-            if count > 0:
-                position = torch.tensor([length + count - 1], device=self._model.device)
-                logits = self._logits(self._run(torch.tensor([[token]]), [], self._cache, position)[:, -1])
-                self._keys.append(token)
-            token = choose(logits[0], sampling, generator)
-            if token in request.stop_ids:
-                return
-            yield token
+        generation = self.submit(request, sampling)
+        try:
+            yield from self.follow(generation)
+        finally:
+            self.cancel(generation)
 
-    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[int]]:
-        """Generate for several requests together. What their prompts begin with in common is computed once.
-
-        In float32 the answers are those of `stream`: rows do not influence each other.
-        Raises LlavaError when a prompt is longer than the model's context.
-        """
-        if not requests:
-            return []
-        lengths = [len(request.ids) for request in requests]
-        self._check_length(max(lengths))
-        shared = min(_common([request.keys for request in requests]), min(lengths) - 1)
-        start = min(_common([self._keys, requests[0].keys]), shared)
-        self._fill(requests[0], start, shared)
-        cache = self._cache.expand(len(requests), shared)
-        encoded = self._encoded
-        logits = self._fill_rows(requests, shared, cache)  # (B, V)
-        self.usage = Usage(sum(lengths), shared * (len(requests) - 1) + start, encoded + self._encoded)
-        sources = [sampling.generator() for _ in requests]
-        answers: list[list[int]] = [[] for _ in requests]
-        active = set(range(len(requests)))
-        for count in range(min(sampling.max_new_tokens, self._max_positions - max(lengths) + 1)):
-            if count > 0:
-                tokens = torch.tensor([[answer[-1] if answer else 0] for answer in answers])
-                positions = torch.tensor([[length + count - 1] for length in lengths], device=self._model.device)
-                logits = self._logits(self._run(tokens, [], cache, positions)[:, -1])
-            for row in sorted(active):
-                token = choose(logits[row], sampling, sources[row])
-                if token in requests[row].stop_ids:
-                    active.remove(row)
-                else:
-                    answers[row].append(token)
-            if not active:
+    def follow(self, generation: Generation) -> Iterator[int]:
+        """The tokens of a request that was submitted, as they come. Raises LlavaError when it fails."""
+        sent = 0
+        while True:
+            yield from generation.output[sent:]
+            sent = len(generation.output)
+            if generation.finished is not None:
                 break
-        return answers
+            self.step()
+        if generation.error is not None:
+            raise generation.error
 
-    @property
-    def _max_positions(self) -> int:
-        return self._model.config.llm.max_positions
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Generation]:
+        """Run several requests together to their ends. Raises LlavaError when one of them fails."""
+        generations: list[Generation] = []
+        try:
+            for request in requests:
+                generations.append(self.submit(request, sampling))
+            while any(one.finished is None for one in generations):
+                self.step()
+        finally:
+            for one in generations:
+                self.cancel(one)
+        for one in generations:
+            if one.error is not None:
+                raise one.error
+        return generations
 
-    def _check_length(self, length: int) -> None:
-        if length > self._max_positions:
-            raise LlavaError(
-                f"the prompt takes {length} tokens, the model's context holds {self._max_positions}; "
-                "start a new conversation or use fewer images"
-            )
+    def _run(self, plan: Plan) -> Tensor:
+        """Run the planned tokens. Scores (B, V) after the last token of each request whose tokens have all run."""
+        model, device = self._model, self._model.device
+        ids: list[int] = []
+        images: list[Tensor] = []
+        caches: list[KVCache] = []
+        last: list[int] = []
+        for one, tokens in plan:
+            start, end = one.filled, one.filled + tokens
+            ids += one.tokens(start, end)
+            images += [self._images[i.digest][max(0, start - i.start) : end - i.start] for i in _seen(one, start, end)]
+            assert one.cache is not None
+            caches.append(one.cache)
+            if end == one.length:
+                last.append(len(ids) - 1)
+        flat = torch.cat(images) if images else torch.empty(0, model.config.llm.hidden_size, device=device)
+        batch = CacheBatch(caches, [tokens for _, tokens in plan])
+        hidden = model(torch.tensor([ids], device=device), flat, batch)
+        return model.llm.logits(hidden[0, last]).float()
 
-    def _fill(self, request: Request, start: int, end: int) -> Tensor:
-        """Make the kept row hold the prompt up to `end`, when it holds it up to `start`. Scores (1, V) after `end`."""
-        del self._keys[start:]  # first: an interruption must not leave keys that the cache does not hold
-        self._encoded = 0
-        if start == end:
-            return torch.empty(0)
-        positions = torch.arange(start, end, device=self._model.device)
-        hidden = self._run(
-            torch.tensor([request.ids[start:end]]), self._visible(request, start, end), self._cache, positions
-        )
-        self._keys = request.keys[:end]
-        return self._logits(hidden[:, -1])
+    def _extend(self, one: Generation, logits: Tensor, likeliest: int) -> None:
+        """Choose a request's next token, and end it where it is to end."""
+        sampling, output = one.sampling, one.output
+        token = likeliest
+        if not sampling.plainly_greedy:
+            token = choose(logits, sampling, one.source, one.request.ids, output)
+        if token in one.request.stop_ids:
+            self.scheduler.finish(one, "stop")
+            return
+        if sampling.logprobs is not None:
+            scores = logits.log_softmax(-1)
+            top = scores.topk(sampling.logprobs)
+            listed = list(zip(top.indices.tolist(), top.values.tolist(), strict=True))
+            one.scored.append(Scored(float(scores[token]), listed))
+        output.append(token)
+        if len(output) == one.limit:
+            self.scheduler.finish(one, "length")
 
-    def _fill_rows(self, requests: Sequence[Request], start: int, cache: KVCache) -> Tensor:
-        """Run each prompt from `start` on, padded on the right. Scores (B, V) after each."""
-        self._encoded = 0
-        ids = pad_sequence([torch.tensor(request.ids[start:]) for request in requests], batch_first=True)
-        images = [tokens for request in requests for tokens in self._visible(request, start, len(request.ids))]
-        positions = torch.arange(start, start + ids.shape[1], device=self._model.device)
-        hidden = self._run(ids, images, cache, positions)
-        last = torch.tensor([len(request.ids) - start - 1 for request in requests])
-        return self._logits(hidden[torch.arange(len(requests)), last])
+    def _encode(self, plan: Plan) -> Plan:
+        """Encode the pictures of the planned tokens that are not known yet, together. Bad ones end their requests."""
+        needed: dict[str, tuple[RequestImage, Tensor]] = {}
+        kept: Plan = []
+        for one, tokens in plan:
+            try:
+                for image in _seen(one, one.filled, one.filled + tokens):
+                    if image.digest in self._images:
+                        self._images.move_to_end(image.digest)
+                    elif image.digest not in needed:
+                        needed[image.digest] = (image, image.views())
+                        one.usage = replace(one.usage, encoded_images=one.usage.encoded_images + 1)
+            except LlavaError as error:
+                self.scheduler.finish(one, "error", error)
+            except Exception as error:  # noqa: BLE001  no request's data may end another request
+                self.scheduler.finish(one, "error", LlavaError(f"a picture could not be prepared: {error}"))
+            else:
+                kept.append((one, tokens))
+        used = {i.digest for one, tokens in kept for i in _seen(one, one.filled, one.filled + tokens)}
+        group: list[tuple[RequestImage, Tensor]] = []
+        for pair in needed.values():
+            if group and sum(len(views) for _, views in group) + len(pair[1]) > _VIEWS:
+                self._encode_group(group)
+                group = []
+            group.append(pair)
+        if group:
+            self._encode_group(group)
+        held = sum(tokens.nbytes for tokens in self._images.values())
+        for digest in list(self._images):
+            if held <= _IMAGE_BYTES:
+                break
+            if digest not in used:
+                held -= self._images.pop(digest).nbytes
+        return kept
 
-    @torch.inference_mode()
-    def _run(self, ids: Tensor, images: list[Tensor], cache: KVCache, positions: Tensor) -> Tensor:
-        device = self._model.device
-        width = self._model.config.llm.hidden_size
-        tokens = torch.cat(images) if images else torch.empty(0, width, device=device)
-        return self._model(ids.to(device), tokens, cache, positions)  # type: ignore[no-any-return]
-
-    @torch.inference_mode()
-    def _logits(self, hidden: Tensor) -> Tensor:
-        return self._model.llm.logits(hidden)
-
-    def _visible(self, request: Request, start: int, end: int) -> list[Tensor]:
-        """The image tokens, in order, whose placeholders are in start..end of the prompt."""
-        return [
-            self._image_tokens(image)[max(0, start - image.start) : end - image.start]
-            for image in request.images
-            if image.start < end and image.end > start
-        ]
-
-    @torch.inference_mode()
-    def _image_tokens(self, image: RequestImage) -> Tensor:
-        """A picture's tokens (T, D), from the cache or encoded now."""
-        if image.digest not in self._images:
-            self._images[image.digest] = self._model.encode(image.views().to(self._model.device), [image.layout])
-            self._encoded += 1
-            if len(self._images) > _KEPT_IMAGES:
-                self._images.popitem(last=False)
-        self._images.move_to_end(image.digest)
-        return self._images[image.digest]
+    def _encode_group(self, group: list[tuple[RequestImage, Tensor]]) -> None:
+        layouts = [image.layout for image, _ in group]
+        views = torch.cat([views for _, views in group]).to(self._model.device, self._model.dtype)
+        tokens = self._model.encode(views, layouts)
+        for (image, _), part in zip(group, torch.split(tokens, [layout.num_tokens for layout in layouts]), strict=True):
+            self._images[image.digest] = part.clone()
 
 
-def _common(sequences: Sequence[Sequence[Hashable]]) -> int:
-    """The length of the prefix that all sequences share."""
-    length = 0
-    for items in zip(*sequences, strict=False):
-        if any(item != items[0] for item in items[1:]):
-            break
-        length += 1
-    return length
+def _seen(one: Generation, start: int, end: int) -> list[RequestImage]:
+    """The pictures whose placeholders are in start..end of a request's tokens."""
+    return [image for image in one.request.images if image.start < end and image.end > start]

@@ -1,5 +1,7 @@
 """From scores to the next token."""
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,8 +12,12 @@ from llava.errors import LlavaError
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are chosen. temperature 0 is greedy; top_k 0 and top_p 1 cut nothing.
+    """How tokens are chosen. temperature 0 is greedy; by default nothing is cut, penalised or reported.
 
+    min_p: tokens less likely than this part of the likeliest are cut.
+    repetition_penalty: divides the scores of what prompt and answer hold (Keskar et al. 2019); 1 is none.
+    presence_penalty, frequency_penalty: taken off the scores of what the answer holds, once or as often, as in
+    OpenAI's API. logit_bias: (token, addend) pairs. logprobs: report each token's, and those of so many likeliest.
     Raises LlavaError for a value out of range.
     """
 
@@ -20,6 +26,12 @@ class Sampling:
     top_p: float = 1.0
     top_k: int = 0
     seed: int | None = None
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    logprobs: int | None = None
 
     def __post_init__(self) -> None:
         for name, valid, expected in (
@@ -27,9 +39,21 @@ class Sampling:
             ("temperature", 0 <= self.temperature < float("inf"), "0 or more"),
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
             ("top_k", self.top_k >= 0, "0 or more"),
+            ("min_p", 0 <= self.min_p <= 1, "between 0 and 1"),
+            ("repetition_penalty", 0 < self.repetition_penalty < float("inf"), "above 0"),
+            ("presence_penalty", -2 <= self.presence_penalty <= 2, "between -2 and 2"),
+            ("frequency_penalty", -2 <= self.frequency_penalty <= 2, "between -2 and 2"),
+            ("logit_bias", all(i >= 0 and -100 <= b <= 100 for i, b in self.logit_bias), "ids to -100 up to 100"),
+            ("logprobs", self.logprobs is None or 0 <= self.logprobs <= 20, "between 0 and 20"),
         ):
             if not valid:
                 raise LlavaError(f"{name} must be {expected}, found {getattr(self, name)}")
+
+    @property
+    def plainly_greedy(self) -> bool:
+        """Whether the next token is just the one with the highest score."""
+        penalties = (self.repetition_penalty - 1, self.presence_penalty, self.frequency_penalty)
+        return self.temperature == 0 and not any(penalties) and not self.logit_bias
 
     def generator(self) -> torch.Generator:
         """A source of randomness of this request's own."""
@@ -41,8 +65,26 @@ class Sampling:
         return source
 
 
+def penalised(logits: Tensor, sampling: Sampling, prompt: Sequence[int], output: Sequence[int]) -> Tensor:
+    """Scores (V,) after bias and penalties. prompt: its ids; placeholders of pictures are negative, and left out."""
+    scores = logits.clone()
+    if sampling.repetition_penalty != 1:
+        seen = torch.tensor(sorted({token for token in (*prompt, *output) if token >= 0}), device=scores.device)
+        found = scores[seen]
+        factor = sampling.repetition_penalty
+        scores[seen] = torch.where(found > 0, found / factor, found * factor)
+    if (sampling.presence_penalty or sampling.frequency_penalty) and output:
+        counts = Counter(output)
+        times = torch.tensor(list(counts.values()), dtype=scores.dtype, device=scores.device)
+        scores[list(counts)] -= sampling.presence_penalty + sampling.frequency_penalty * times
+    for token, bias in sampling.logit_bias:
+        if token < len(scores):
+            scores[token] += bias
+    return scores
+
+
 def distribution(logits: Tensor, sampling: Sampling) -> Tensor:
-    """Probabilities (V,) after temperature, then top-k, then top-p, in that order, as in transformers.
+    """Probabilities (V,) after temperature, top-k, top-p and min-p, in that order, as in transformers.
 
     top-p keeps the likeliest tokens up to and including the one that crosses p (Holtzman et al. 2020).
     """
@@ -54,11 +96,22 @@ def distribution(logits: Tensor, sampling: Sampling) -> Tensor:
         probabilities = ordered.softmax(-1)
         surplus = probabilities.cumsum(-1) - probabilities >= sampling.top_p
         scores = scores.scatter(0, order, ordered.masked_fill(surplus, -torch.inf))
+    if sampling.min_p > 0:
+        probabilities = scores.softmax(-1)
+        scores = scores.masked_fill(probabilities < sampling.min_p * probabilities.max(), -torch.inf)
     return scores.softmax(-1)
 
 
-def choose(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> int:
-    """The next token for scores (V,)."""
+def choose(
+    logits: Tensor,
+    sampling: Sampling,
+    generator: torch.Generator,
+    prompt: Sequence[int] = (),
+    output: Sequence[int] = (),
+) -> int:
+    """The next token for scores (V,), after a prompt and what was chosen before."""
+    if not sampling.plainly_greedy:
+        logits = penalised(logits, sampling, prompt, output)
     if sampling.temperature == 0:
         return int(logits.argmax())
     return int(torch.multinomial(distribution(logits, sampling).cpu(), 1, generator=generator))

@@ -1,84 +1,105 @@
-"""The KV cache: keys and values of every layer, in slots numbered by position.
+"""The KV cache: keys and values of every layer, a cache for each sequence, slots numbered by position.
 
-A token's slot *is* its position. So padding on the right of a row needs no mask of its own: it lies after every real
-token, nobody attends to it, and the next real token overwrites it.
+A forward pass runs new tokens of several sequences side by side, one after the other in one row of the batch, without
+padding. Only attention looks at sequences one by one; so no sequence's length costs another anything, and a sequence is
+computed as it would be alone.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from llava.config import DecoderConfig
-from llava.errors import LlavaError
-
-_BLOCK = 256  # slots are added in blocks of this size
+from llava.models.rope import rope_tables
 
 
 class KVCache:
-    """Keys and values (B, Hkv, S, Dh) per layer. Grows as needed, up to the model's longest context."""
+    """Keys and values of one sequence: a pair (Hkv, slots, Dh) for each layer, of which `length` slots are filled."""
 
-    def __init__(self, config: DecoderConfig, batch: int, device: torch.device, dtype: torch.dtype) -> None:
-        self._config = config
-        shape = (config.num_layers, 2, batch, config.num_kv_heads, 0, config.head_dim)
-        self._data = torch.empty(shape, device=device, dtype=dtype)
-        self._positions = torch.empty(0, dtype=torch.long, device=device)
-        self._start = self._end = 0
-        self.mask: Tensor | None = None  # set by `begin`; None means: plain causal, or one row that sees every slot
+    def __init__(self, config: DecoderConfig, device: torch.device, dtype: torch.dtype, slots: int = 0) -> None:
+        self.config, self.length = config, 0
+        shape = (config.num_layers, 2, config.num_kv_heads, slots, config.head_dim)
+        self._set(torch.empty(shape, device=device, dtype=dtype))
+
+    def _set(self, data: Tensor) -> None:
+        self._data = data
+        self.layers: list[tuple[Tensor, Tensor]] = [(pair[0], pair[1]) for pair in data.unbind(0)]
 
     @property
     def slots(self) -> int:
-        """Slots allocated a row."""
-        return self._data.shape[4]
+        """Slots allocated."""
+        return self._data.shape[3]
 
     def reserve(self, slots: int) -> None:
-        """Make room for `slots` positions a row, keeping what is stored.
-
-        Raises LlavaError past the model's longest context.
-        """
-        if slots > self._config.max_positions:
-            raise LlavaError(
-                f"the conversation needs {slots} tokens, the model's context holds {self._config.max_positions}; "
-                "start a new conversation or use fewer images"
-            )
+        """Make room for `slots` positions, keeping what is stored."""
         if slots > self.slots:
-            rounded = min(-(-slots // _BLOCK) * _BLOCK, self._config.max_positions)
             *front, _, width = self._data.shape
-            grown = self._data.new_zeros((*front, rounded, width))  # zeros: a masked slot must never hold a NaN
-            grown[..., : self.slots, :] = self._data
-            self._data = grown
+            grown = self._data.new_empty((*front, slots, width))
+            grown[..., : self.length, :] = self._data[..., : self.length, :]
+            self._set(grown)
 
-    def begin(self, positions: Tensor) -> None:
-        """Prepare one forward pass of all layers over `positions`: (T,) shared by the rows, or (B, T)."""
-        self._start, self._end = int(positions.min()), int(positions.max()) + 1
-        self.reserve(self._end)
-        self._positions = positions
-        tokens = positions.shape[-1]
-        shared = positions.dim() == 1
-        window = self._config.sliding_window
-        beyond = window is not None and self._end > window
-        if shared and (self._start == 0 or tokens == 1) and not beyond:
-            self.mask = None
-        else:
-            slots = torch.arange(self._end, device=positions.device)
-            visible = slots <= positions[..., None]  # (T, S) or (B, T, S)
-            if window is not None:
-                visible &= slots > positions[..., None] - window
-            self.mask = visible[None, None] if shared else visible[:, None]
+    def copy_from(self, other: "KVCache", length: int) -> None:
+        """Hold the first `length` slots of another sequence, and nothing else. There must be room for them."""
+        self._data[..., :length, :] = other._data[..., :length, :]
+        self.length = length
 
-    def write(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store k and v (B, Hkv, T, Dh) at the current positions; return all slots in use (B, Hkv, S, Dh)."""
-        keys, values = self._data[layer]
-        if self._positions.dim() == 1:
-            keys[:, :, self._start : self._end] = k
-            values[:, :, self._start : self._end] = v
-        else:
-            rows = torch.arange(k.shape[0], device=k.device)[:, None]
-            keys[rows, :, self._positions] = k.transpose(1, 2)
-            values[rows, :, self._positions] = v.transpose(1, 2)
-        return keys[:, :, : self._end], values[:, :, : self._end]
 
-    def expand(self, batch: int, slots: int) -> "KVCache":
-        """A new cache of `batch` rows, each with a copy of the first `slots` slots of this cache's only row."""
-        copy = KVCache(self._config, batch, self._data.device, self._data.dtype)
-        copy.reserve(slots)
-        copy._data[..., :slots, :] = self._data[..., :slots, :]
-        return copy
+class CacheBatch:
+    """One forward pass of all layers: `counts[i]` new tokens of the sequence in `caches[i]`, from its length on."""
+
+    def __init__(self, caches: Sequence[KVCache], counts: Sequence[int]) -> None:
+        self._parts: list[tuple[KVCache, int, int, int]] = []  # cache, first row, rows, first slot
+        row = 0
+        for cache, count in zip(caches, counts, strict=True):
+            cache.reserve(cache.length + count)
+            self._parts.append((cache, row, count, cache.length))
+            row += count
+        self._masks = [self._mask(cache.config, count, start) for cache, _, count, start in self._parts]
+
+    def rope(self, config: DecoderConfig, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Cosines and sines (1, 1, T, Dh) for all rows."""
+        spans = [torch.arange(start, start + count, device=device) for _, _, count, start in self._parts]
+        if config.rope_scaling is not None and config.rope_scaling.type == "dynamic":  # depends on a sequence's length
+            tables = [rope_tables(span, config, dtype) for span in spans]
+            return torch.cat([cos for cos, _ in tables], dim=2), torch.cat([sin for _, sin in tables], dim=2)
+        return rope_tables(torch.cat(spans), config, dtype)
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Store k and v (1, Hkv, T, Dh), and let each query of q (1, H, T, Dh) see its sequence up to itself."""
+        outputs = []
+        for (cache, row, count, start), mask in zip(self._parts, self._masks, strict=True):
+            end = start + count
+            keys, values = cache.layers[layer]
+            keys[:, start:end] = k[0, :, row : row + count]
+            values[:, start:end] = v[0, :, row : row + count]
+            window = cache.config.sliding_window
+            first = max(0, end - window) if window is not None and count == 1 else 0
+            outputs.append(
+                F.scaled_dot_product_attention(
+                    q[:, :, row : row + count],
+                    keys[None, :, first:end],
+                    values[None, :, first:end],
+                    attn_mask=mask,
+                    is_causal=mask is None and count > 1,
+                    enable_gqa=True,
+                )
+            )
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
+
+    def finish(self) -> None:
+        """All layers have run: the new tokens count as stored."""
+        for cache, _, count, start in self._parts:
+            cache.length = start + count
+
+    def _mask(self, config: DecoderConfig, count: int, start: int) -> Tensor | None:
+        """Which slots (S,) each query (T,) sees; None where it is all of them, or plainly those up to itself."""
+        end, window = start + count, config.sliding_window
+        if count == 1 or (start == 0 and (window is None or end <= window)):
+            return None
+        positions, slots = torch.arange(start, end), torch.arange(end)
+        visible = slots <= positions[:, None]
+        if window is not None:
+            visible &= slots > positions[:, None] - window
+        return visible.to(self._parts[0][0].layers[0][0].device)

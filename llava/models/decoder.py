@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from llava.config import DecoderConfig
-from llava.models.cache import KVCache
+from llava.models.cache import CacheBatch
 from llava.models.rope import rope_tables, rotate
 
 
@@ -27,12 +27,12 @@ class Attention(nn.Module):
         self.k_norm = nn.RMSNorm(config.head_dim, eps=config.norm_eps) if config.qk_norm else None
         self.sliding_window = config.sliding_window
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], cache: KVCache | None, layer: int) -> Tensor:
-        out: Tensor = self.o_proj(self.attend(self.q_proj(x), self.k_proj(x), self.v_proj(x), rope, cache, layer))
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], batch: CacheBatch | None, layer: int) -> Tensor:
+        out: Tensor = self.o_proj(self.attend(self.q_proj(x), self.k_proj(x), self.v_proj(x), rope, batch, layer))
         return out
 
     def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, rope: tuple[Tensor, Tensor], cache: KVCache | None, layer: int
+        self, q: Tensor, k: Tensor, v: Tensor, rope: tuple[Tensor, Tensor], batch: CacheBatch | None, layer: int
     ) -> Tensor:
         """What lies between the projections: q (B, T, H * Dh), k and v (B, T, Hkv * Dh) to (B, T, H * Dh)."""
         B, T, _ = q.shape
@@ -42,13 +42,13 @@ class Attention(nn.Module):
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = rotate(q.transpose(1, 2), *rope), rotate(k.transpose(1, 2), *rope)
-        mask = None
-        if cache is None and self.sliding_window is not None and self.sliding_window < T:
-            mask = torch.ones(T, T, dtype=torch.bool, device=q.device).tril().triu(1 - self.sliding_window)
-        if cache is not None:
-            k, v = cache.write(layer, k, v)  # (B, Hkv, S, Dh)
-            mask = cache.mask
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and T > 1, enable_gqa=True)
+        if batch is not None:
+            y = batch.attend(layer, q, k, v)
+        else:
+            mask = None
+            if self.sliding_window is not None and self.sliding_window < T:
+                mask = torch.ones(T, T, dtype=torch.bool, device=q.device).tril().triu(1 - self.sliding_window)
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True)
         return y.transpose(1, 2).reshape(B, T, -1)
 
 
@@ -76,8 +76,8 @@ class Block(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], cache: KVCache | None, layer: int) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), rope, cache, layer)
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], batch: CacheBatch | None, layer: int) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rope, batch, layer)
         out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
         return out
 
@@ -95,21 +95,20 @@ class Decoder(nn.Module):
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
         self.lm_head = None if config.tie_embeddings else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
-    def forward(self, x: Tensor, cache: KVCache | None = None, positions: Tensor | None = None) -> Tensor:
-        """Run all blocks.
+    def forward(self, x: Tensor, batch: CacheBatch | None = None) -> Tensor:
+        """Run all blocks over embeddings x (B, T, D). Returns normalised hidden states (B, T, D).
 
-        x: embeddings (B, T, D). positions: (T,) shared by the rows or (B, T); without them 0..T-1.
-        Without a cache each token attends to itself and those before it. With one, keys and values are written to
-        the slots that `positions` name, and each token attends to all slots up to its own.
-        Returns normalised hidden states (B, T, D).
+        Without a cache each row is a sequence from its start. With one, B is 1 and the row holds the new tokens of all
+        sequences of the batch, whose keys and values are stored.
         """
-        if positions is None:
-            positions = torch.arange(x.shape[1], device=x.device)
-        if cache is not None:
-            cache.begin(positions)
-        rope = rope_tables(positions, self.config, x.dtype)
+        if batch is None:
+            rope = rope_tables(torch.arange(x.shape[1], device=x.device), self.config, x.dtype)
+        else:
+            rope = batch.rope(self.config, x.device, x.dtype)
         for layer, block in enumerate(self.layers):
-            x = block(x, rope, cache, layer)
+            x = block(x, rope, batch, layer)
+        if batch is not None:
+            batch.finish()
         out: Tensor = self.norm(x)
         return out
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from llava.config import LlavaConfig
 from llava.media.tiling import FlatLayout, Layout, VideoLayout
-from llava.models.cache import KVCache
+from llava.models.cache import CacheBatch
 from llava.models.decoder import Decoder
 from llava.models.packing import pack_image, pack_video, pool_frames
 from llava.models.projectors import build_projector
@@ -37,6 +37,12 @@ class LlavaModel(nn.Module):
         """Where the decoder's weights are."""
         device: torch.device = self.llm.embed_tokens.weight.device
         return device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it computes in: float32 on a CPU, however weights are stored."""
+        weight = self.llm.norm.weight
+        return weight.dtype
 
     def encode(self, pixels: Tensor, layouts: Sequence[Layout]) -> Tensor:
         """The views (N, 3, size, size) of pictures and videos, in order, to all of their tokens (sum, D)."""
@@ -72,9 +78,7 @@ class LlavaModel(nn.Module):
         # Also without any image: then the projector still takes part in the graph, with a gradient of zero.
         return x.masked_scatter(is_image[..., None], image_tokens.to(x.dtype))
 
-    def forward(
-        self, ids: Tensor, image_tokens: Tensor, cache: KVCache | None = None, positions: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, ids: Tensor, image_tokens: Tensor, batch: CacheBatch | None = None) -> Tensor:
         """Ids (B, T) with placeholders and their image tokens (N, D) to hidden states (B, T, D)."""
-        hidden: Tensor = self.llm(self.embed(ids, image_tokens), cache, positions)
+        hidden: Tensor = self.llm(self.embed(ids, image_tokens), batch)
         return hidden

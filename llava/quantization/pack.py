@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from llava.models.cache import KVCache
+from llava.models.cache import CacheBatch
 from llava.models.decoder import MLP, Attention, Block, Decoder
 from llava.models.llava import LlavaModel
 from llava.quantization.linears import Precision, pack_linear
@@ -30,9 +30,9 @@ class PackedAttention(nn.Module):
         for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
             delattr(attention, name)
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], cache: KVCache | None, layer: int) -> Tensor:
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], batch: CacheBatch | None, layer: int) -> Tensor:
         q, k, v = self.qkv(x).split(self.sizes, dim=-1)
-        out: Tensor = self.out(self.inner.attend(q, k, v, rope, cache, layer))
+        out: Tensor = self.out(self.inner.attend(q, k, v, rope, batch, layer))
         return out
 
 

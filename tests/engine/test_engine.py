@@ -10,6 +10,7 @@ from llava.assistant import Assistant
 from llava.chat.messages import Image, Message
 from llava.checkpoints.gguf import GgufLlm
 from llava.checkpoints.native import Loaded
+from llava.engine.request import Request
 from llava.engine.sampling import Sampling
 from llava.errors import LlavaError
 from tests.conftest import tiny_model
@@ -29,6 +30,10 @@ def greedy(loaded: Loaded, messages: list[Message], count: int) -> list[int]:
 
 def ids_of(assistant: Assistant, messages: list[Message], count: int) -> list[int]:
     return list(assistant._engine.stream(assistant.request(messages), Sampling(max_new_tokens=count)))
+
+
+def outputs(assistant: Assistant, requests: list[Request], sampling: Sampling) -> list[list[int]]:
+    return [one.output for one in assistant._engine.generate(requests, sampling)]
 
 
 def test_caches_change_no_answer_over_several_turns(tiny: Loaded, picture: Callable[..., Path]) -> None:
@@ -66,11 +71,11 @@ def test_a_batch_answers_as_its_rows_alone(tiny: Loaded, picture: Callable[..., 
     ]
     assistant = Assistant(tiny)
     requests = [assistant.request(messages) for messages in conversations]
-    together = assistant._engine.generate(requests, Sampling(max_new_tokens=8))
+    together = outputs(assistant, requests, Sampling(max_new_tokens=8))
     assert together == [greedy(tiny, messages, 8) for messages in conversations]
     shared = assistant._engine.generate(requests[:2], Sampling(max_new_tokens=8))
-    assert shared == together[:2]
-    assert assistant.usage.reused_tokens > 0
+    assert [one.output for one in shared] == together[:2]
+    assert all(one.usage.reused_tokens > 0 for one in shared)
     assert assistant._engine.generate([], Sampling()) == []
 
 
@@ -79,7 +84,7 @@ def test_a_batch_with_a_seed_samples_as_the_single_request(tiny: Loaded) -> None
     request = assistant.request([Message.user("Say something")])
     sampling = Sampling(max_new_tokens=10, temperature=1.5, top_k=50, top_p=0.9, seed=3)
     alone = list(assistant._engine.stream(request, sampling))
-    assert assistant._engine.generate([request, request], sampling) == [alone, alone]
+    assert outputs(assistant, [request, request], sampling) == [alone, alone]
 
 
 def test_an_abandoned_answer_leaves_the_engine_sound(tiny: Loaded, picture: Callable[..., Path]) -> None:
@@ -102,7 +107,7 @@ def test_generation_ends_at_the_end_of_the_context(smollm2: GgufLlm) -> None:
     assert 0 < room < 40
     assert len(ids_of(assistant, messages, 100)) == room + 1  # the last token is chosen but not run
     requests = [assistant.request(messages)]
-    assert len(assistant._engine.generate(requests, Sampling(max_new_tokens=100))[0]) == room + 1
+    assert len(outputs(assistant, requests, Sampling(max_new_tokens=100))[0]) == room + 1
 
 
 def test_a_prompt_beyond_the_context_is_refused(tiny: Loaded) -> None:

@@ -12,7 +12,7 @@ from llava.checkpoints.gguf import GgufLlm
 from llava.checkpoints.hf_config import decoder_config
 from llava.config import DecoderConfig
 from llava.errors import LlavaError
-from llava.models.cache import KVCache
+from llava.models.cache import CacheBatch, KVCache
 from llava.models.decoder import Decoder
 
 CPU = torch.device("cpu")
@@ -89,34 +89,30 @@ def test_cached_steps_equal_the_whole_pass(seed: int) -> None:
     torch.manual_seed(seed)
     ours = Decoder(config).eval()
     torch.nn.init.normal_(ours.embed_tokens.weight)
-    x = torch.randn(2, 20, config.hidden_size)
+    x = torch.randn(1, 20, config.hidden_size)
     whole = ours(x)
-    cache = KVCache(config, 2, CPU, torch.float32)
-    parts = [ours(x[:, a:b], cache, torch.arange(a, b)) for a, b in ((0, 7), (7, 8), (8, 15), (15, 20))]
+    cache = KVCache(config, CPU, torch.float32)
+    parts = [ours(x[:, a:b], CacheBatch([cache], [b - a])) for a, b in ((0, 7), (7, 8), (8, 15), (15, 20))]
     assert torch.allclose(torch.cat(parts, dim=1), whole, atol=1e-5)
 
 
 @torch.inference_mode()
-def test_rows_of_different_length_do_not_influence_each_other() -> None:
-    """Right padding and ragged positions: each row's states are those of the row alone."""
+def test_sequences_that_run_side_by_side_do_not_influence_each_other() -> None:
+    """Passes that mix prompts, parts of prompts and single tokens: each sequence's states are those of it alone."""
     config = random_config(3)
     torch.manual_seed(0)
     ours = Decoder(config).eval()
-    rows = [torch.randn(1, n, config.hidden_size) for n in (5, 9, 2)]
-    steps = torch.randn(3, 4, 1, config.hidden_size)
-    padded = torch.zeros(3, 9, config.hidden_size)
-    for i, row in enumerate(rows):
-        padded[i, : row.shape[1]] = row[0]
-    cache = KVCache(config, 3, CPU, torch.float32)
-    first = ours(padded, cache, torch.arange(9))
-    together = [
-        ours(steps[:, t], cache, torch.tensor([[row.shape[1] + t] for row in rows])) for t in range(steps.shape[1])
-    ]
-    for i, row in enumerate(rows):
-        alone = ours(torch.cat([row, steps[i].transpose(0, 1)], dim=1))[0]
-        n = row.shape[1]
-        assert torch.allclose(first[i, :n], alone[:n], atol=1e-5)
-        assert torch.allclose(torch.cat([step[i] for step in together]), alone[n:], atol=1e-5)
+    rows = [torch.randn(1, n, config.hidden_size) for n in (15, 11, 12)]
+    caches = [KVCache(config, CPU, torch.float32) for _ in rows]
+    found: list[list[torch.Tensor]] = [[], [], []]
+    for counts in ((5, 9, 0), (1, 1, 4), (8, 1, 1), (1, 0, 7)):
+        used = [i for i in range(3) if counts[i]]
+        x = torch.cat([rows[i][:, caches[i].length :][:, : counts[i]] for i in used], dim=1)
+        hidden = ours(x, CacheBatch([caches[i] for i in used], [counts[i] for i in used]))
+        for i, part in zip(used, hidden.split([counts[i] for i in used], dim=1), strict=True):
+            found[i].append(part)
+    for row, parts in zip(rows, found, strict=True):
+        assert torch.allclose(torch.cat(parts, dim=1), ours(row), atol=1e-5)
 
 
 SHAPE = {
@@ -170,9 +166,12 @@ def test_every_family_equals_transformers(name: str) -> None:
             theirs_logits = theirs(ids).logits
             assert torch.allclose(logits, theirs_logits, atol=1e-4, rtol=0)
         if name != "dynamic":  # it turns earlier keys otherwise as the sequence grows: parts differ from the whole
-            cache = KVCache(config, 2, CPU, torch.float32)
+            caches = [KVCache(config, CPU, torch.float32) for _ in ids]  # both rows side by side, flat
             x = ours.embed_tokens(ids)
-            parts = [ours(x[:, a:b], cache, torch.arange(a, b)) for a, b in ((0, 20), (20, 21), (21, 63), (63, 64))]
+            parts = []
+            for a, b in ((0, 20), (20, 21), (21, 63), (63, 64)):
+                flat = ours(x[:, a:b].reshape(1, -1, x.shape[-1]), CacheBatch(caches, [b - a, b - a]))
+                parts.append(flat.view(2, b - a, -1))
             assert torch.allclose(ours.logits(torch.cat(parts, dim=1)), theirs_logits, atol=1e-4, rtol=0)
 
 
@@ -207,18 +206,11 @@ def test_real_smollm2_weights_equal_transformers(smollm2: GgufLlm) -> None:
     assert torch.allclose(logits, theirs(ids).logits, atol=1e-4, rtol=0)
 
     expected = theirs.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=24, do_sample=False)
-    cache = KVCache(smollm2.config, 1, CPU, torch.float32)
-    hidden = ours(ours.embed_tokens(ids), cache)
+    cache = KVCache(smollm2.config, CPU, torch.float32)
+    hidden = ours(ours.embed_tokens(ids), CacheBatch([cache], [ids.shape[1]]))
     generated: list[int] = []
     while len(generated) < 24 and smollm2.tokenizer.eos_id not in generated:
         generated.append(int(ours.logits(hidden[0, -1]).argmax()))
-        position = torch.tensor([ids.shape[1] + len(generated) - 1])
-        hidden = ours(ours.embed_tokens(torch.tensor([generated[-1:]])), cache, position)
+        hidden = ours(ours.embed_tokens(torch.tensor([generated[-1:]])), CacheBatch([cache], [1]))
     assert generated == expected[0, ids.shape[1] :].tolist()[: len(generated)]
     assert smollm2.tokenizer.decode(generated) == "The capital of France is Paris."
-
-
-def test_the_cache_refuses_more_than_the_context() -> None:
-    config = random_config(0)
-    with pytest.raises(LlavaError, match="context holds 128"):
-        KVCache(config, 1, CPU, torch.float32).reserve(129)

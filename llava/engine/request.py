@@ -1,0 +1,104 @@
+"""What the engine is asked: ids and pictures' tensors, never conversations. And what becomes of it."""
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from llava.engine.sampling import Sampling
+from llava.errors import LlavaError
+from llava.media.tiling import Layout
+from llava.models.cache import KVCache
+
+
+@dataclass(frozen=True)
+class RequestImage:
+    """A picture or video of a request: its content's hash, where its placeholders are, and its views when asked for."""
+
+    digest: str
+    start: int
+    layout: Layout
+    views: Callable[[], Tensor]  # (layout.views, 3, size, size)
+
+    @property
+    def end(self) -> int:
+        """The first position behind its placeholders."""
+        return self.start + self.layout.num_tokens
+
+
+@dataclass(frozen=True)
+class Request:
+    """Ids with placeholders, a key for each (equal keys mean equal inputs), the pictures, and the ids that end it."""
+
+    ids: list[int]
+    keys: list[Hashable]
+    images: list[RequestImage]
+    stop_ids: frozenset[int]
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What requests took. reused_tokens: of the prompts, found in the cache. encoded_images: not found in it."""
+
+    prompt_tokens: int = 0
+    reused_tokens: int = 0
+    encoded_images: int = 0
+    preemptions: int = 0
+
+    def __add__(self, other: "Usage") -> "Usage":
+        return Usage(
+            self.prompt_tokens + other.prompt_tokens,
+            self.reused_tokens + other.reused_tokens,
+            self.encoded_images + other.encoded_images,
+            self.preemptions + other.preemptions,
+        )
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A token's log probability under the model, before any sampling, and those of the likeliest tokens."""
+
+    logprob: float
+    top: list[tuple[int, float]]
+
+
+Finish = Literal["stop", "length", "cancelled", "error"]
+
+
+@dataclass(eq=False)
+class Generation:
+    """A request on its way: what was generated so far, and how it ended. Only the engine changes it."""
+
+    request: Request
+    sampling: Sampling
+    limit: int  # tokens at most
+    source: torch.Generator
+    output: list[int] = field(default_factory=list)
+    scored: list[Scored] = field(default_factory=list)  # one for each of the output, where sampling.logprobs asks
+    finished: Finish | None = None
+    error: LlavaError | None = None
+    usage: Usage = Usage()
+    cache: KVCache | None = None  # while it runs
+    blocks: int = 0  # of the pool that its cache has
+    order: int = 0  # of its last admission
+
+    @property
+    def length(self) -> int:
+        """Tokens of the prompt and the output."""
+        return len(self.request.ids) + len(self.output)
+
+    @property
+    def filled(self) -> int:
+        """Tokens whose keys and values are stored."""
+        return 0 if self.cache is None else self.cache.length
+
+    def keys(self, end: int) -> list[Hashable]:
+        """The keys of the first `end` tokens."""
+        return [*self.request.keys, *self.output][:end]
+
+    def tokens(self, start: int, end: int) -> list[int]:
+        """Some tokens of prompt and output."""
+        prompt = len(self.request.ids)
+        return [*self.request.ids[start:end], *self.output[max(0, start - prompt) : max(0, end - prompt)]]

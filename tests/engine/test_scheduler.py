@@ -1,0 +1,198 @@
+"""Any mixture of requests, arrivals, cancels and shortages of memory: answers stay those of each request alone."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from llava.assistant import Assistant
+from llava.chat.messages import Image, Message
+from llava.checkpoints.gguf import GgufLlm
+from llava.checkpoints.native import Loaded
+from llava.engine.engine import Engine
+from llava.engine.prefixes import common_length
+from llava.engine.request import Generation, Request
+from llava.engine.sampling import Sampling
+from llava.engine.scheduler import Limits
+from llava.errors import LlavaError
+from llava.quantization.linears import Precision
+from llava.quantization.pack import pack_beside, pack_decoder
+from tests.conftest import tiny_model
+
+PICTURES = [
+    Image(PIL.Image.fromarray(np.random.default_rng(seed).integers(0, 256, (20, 20, 3), np.uint8))) for seed in range(2)
+]
+
+
+@dataclass(frozen=True)
+class Asked:
+    words: int
+    picture: int | None
+    tokens: int
+    arrival: int
+    cancelled: int | None  # steps after its arrival
+
+
+ASKED = st.builds(
+    Asked,
+    st.integers(1, 150),
+    st.sampled_from([None, 0, 1]),
+    st.integers(1, 12),
+    st.integers(0, 12),
+    st.one_of(st.none(), st.none(), st.integers(0, 6)),
+)
+LIMITS = st.builds(Limits, st.integers(4, 12), st.integers(1, 4), st.integers(3, 300), st.integers(1, 64))
+
+
+class Reference:
+    """Greedy ids by running the whole sequence anew for each token."""
+
+    def __init__(self, loaded: Loaded) -> None:
+        self.assistant = Assistant(loaded)
+        self.known: dict[tuple[int, int | None], tuple[Request, list[int]]] = {}
+
+    @torch.inference_mode()
+    def ids(self, words: int, picture: int | None, count: int) -> tuple[Request, list[int]]:
+        visuals = [] if picture is None else [PICTURES[picture]]
+        text = " ".join(str(n * 7 % 10) for n in range(words))
+        request = self.assistant.request([Message.user(*visuals, text)])
+        request, found = self.known.setdefault(
+            (words, picture), (Request(request.ids, request.keys, request.images, frozenset()), [])
+        )
+        model = self.assistant.model
+        tokens = [model.encode(image.views(), [image.layout]) for image in request.images]
+        images = torch.cat(tokens) if tokens else torch.empty(0, model.config.llm.hidden_size)
+        while len(found) < count:
+            hidden = model(torch.tensor([[*request.ids, *found]]), images)
+            found.append(int(model.llm.logits(hidden[:, -1]).argmax()))
+        return request, found[:count]
+
+
+@pytest.fixture(scope="module", params=["float32", "float16", "int8"])
+def reference(request: pytest.FixtureRequest, smollm2: GgufLlm) -> Reference:
+    loaded = tiny_model(smollm2)
+    precision: Precision = request.param
+    pack_decoder(loaded.model.llm, precision)
+    pack_beside(loaded.model, precision)
+    return Reference(loaded)
+
+
+@given(st.lists(ASKED, min_size=1, max_size=6), LIMITS)
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_any_mixture_answers_as_each_request_alone(reference: Reference, mixture: list[Asked], limits: Limits) -> None:
+    engine = Engine(reference.assistant.model, limits=limits)
+    running: list[tuple[Asked, Generation]] = []
+    cancelled: set[Generation] = set()
+    for step in range(2000):
+        for asked in mixture:
+            if asked.arrival == step:
+                request, _ = reference.ids(asked.words, asked.picture, 1)
+                running.append((asked, engine.submit(request, Sampling(max_new_tokens=asked.tokens))))
+        for asked, generation in running:
+            if asked.cancelled is not None and step == asked.arrival + asked.cancelled and not generation.finished:
+                engine.cancel(generation)
+                cancelled.add(generation)
+        if step > 12 and not engine.busy:
+            break
+        engine.step()
+    assert len(running) == len(mixture) and not engine.busy
+    for asked, generation in running:
+        _, expected = reference.ids(asked.words, asked.picture, asked.tokens)
+        if generation in cancelled:
+            assert generation.output == expected[: len(generation.output)]
+            assert generation.finished == "cancelled"
+        elif generation.finished == "error":
+            assert generation.length > limits.blocks * 64 - 64  # alone too long for the memory
+        else:
+            assert generation.output == expected
+            assert generation.finished == "length"
+    prefixes = engine.scheduler.prefixes
+    assert prefixes.free + sum(kept.blocks for kept in prefixes._kept.values()) == limits.blocks  # all returned
+    assert prefixes.take(limits.blocks) and len(prefixes) == 0
+
+
+def counting(tiny: Loaded) -> tuple[Assistant, Engine]:
+    assistant = Assistant(tiny)
+    return assistant, assistant._engine
+
+
+def test_a_bad_picture_ends_its_own_request_only(tiny: Loaded) -> None:
+    assistant, engine = counting(tiny)
+    good = assistant.request([Message.user(PICTURES[0], "What is this?")])
+
+    def broken() -> torch.Tensor:
+        raise ValueError("broken")
+
+    def damaged() -> torch.Tensor:
+        raise LlavaError("damaged file")
+
+    image = good.images[0]
+    bad = [
+        replace(good, keys=[*name * len(good.keys)], images=[replace(image, digest=name, views=views)])
+        for name, views in (("x", broken), ("y", damaged))
+    ]
+    ends = [engine.submit(request, Sampling(max_new_tokens=5)) for request in (bad[0], good, bad[1])]
+    while engine.busy:
+        engine.step()
+    assert [one.finished for one in ends] == ["error", "length", "error"]
+    assert "a picture could not be prepared: broken" in str(ends[0].error) and str(ends[2].error) == "damaged file"
+    assert ends[1].output == list(Engine(tiny.model).stream(good, Sampling(max_new_tokens=5)))
+    with pytest.raises(LlavaError, match="damaged file"):
+        engine.generate([good, bad[1]], Sampling(max_new_tokens=2))
+    assert not engine.busy
+
+
+def test_a_failing_model_ends_the_requests_of_its_step_and_goes_on(
+    tiny: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assistant, engine = counting(tiny)
+    request = assistant.request([Message.user("Hello")])
+    with monkeypatch.context() as patch:
+        patch.setattr(type(tiny.model), "forward", lambda *a: (_ for _ in ()).throw(RuntimeError("out of memory")))
+        with pytest.raises(LlavaError, match="the model could not run: out of memory"):
+            list(engine.stream(request, Sampling(max_new_tokens=3)))
+    assert engine.scheduler.prefixes.free == engine.scheduler.limits.blocks
+    assert len(list(engine.stream(request, Sampling(max_new_tokens=3)))) == 3
+
+
+def test_a_request_that_never_fits_the_memory_is_refused(tiny: Loaded) -> None:
+    engine = Engine(tiny.model, limits=Limits(blocks=2))
+    request = Assistant(tiny).request([Message.user("word " * 200)])
+    with pytest.raises(LlavaError, match=r"needs memory for \d+ tokens, there is memory for 128"):
+        list(engine.stream(request, Sampling()))
+    assert not engine.busy
+
+
+def test_requests_that_begin_alike_compute_it_once(tiny: Loaded) -> None:
+    """Also when they come at the same time: the others wait for the first."""
+    assistant, engine = counting(tiny)
+    text = "a long text that all of them share " * 20
+    requests = [assistant.request([Message.user(PICTURES[0], text + end)]) for end in ("one", "two", "three")]
+    generations = engine.generate(requests, Sampling(max_new_tokens=3))
+    shared = common_length(requests[0].keys, requests[1].keys)
+    assert shared > 128
+    assert [one.usage.reused_tokens for one in generations] == [0, shared, shared]
+    assert [one.usage.encoded_images for one in generations] == [1, 0, 0]
+
+
+def test_a_long_prompt_does_not_hold_up_a_running_answer(tiny: Loaded) -> None:
+    assistant = Assistant(tiny)
+    engine = Engine(tiny.model, limits=Limits(blocks=100, shared_tokens=16))
+    short = engine.submit(assistant.request([Message.user("Hi")]), Sampling(max_new_tokens=50))
+    engine.step()
+    long = engine.submit(assistant.request([Message.user("word " * 300)]), Sampling(max_new_tokens=2))
+    before = len(short.output)
+    for steps in range(1, 10):
+        engine.step()
+        assert len(short.output) == before + steps  # a token in every step
+    assert not long.output and long.filled - long.usage.reused_tokens == 9 * 16
+
+
+@given(st.lists(st.integers(0, 1), max_size=40), st.lists(st.integers(0, 1), max_size=40))
+def test_the_common_length_is_that_of_comparing_one_by_one(a: list[int], b: list[int]) -> None:
+    expected = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    assert common_length(a, b) == expected
