@@ -59,11 +59,11 @@ class CacheBatch:
         self._masks = [self._mask(cache.config, count, start) for cache, _, count, start in self._parts]
 
     def rope(self, config: DecoderConfig, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Cosines and sines (1, 1, T, Dh) for all rows."""
+        """Cosines and sines (T, 1, Dh) for all rows."""
         spans = [torch.arange(start, start + count, device=device) for _, _, count, start in self._parts]
         if config.rope_scaling is not None and config.rope_scaling.type == "dynamic":  # depends on a sequence's length
             tables = [rope_tables(span, config, dtype) for span in spans]
-            return torch.cat([cos for cos, _ in tables], dim=2), torch.cat([sin for _, sin in tables], dim=2)
+            return torch.cat([cos for cos, _ in tables]), torch.cat([sin for _, sin in tables])
         return rope_tables(torch.cat(spans), config, dtype)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

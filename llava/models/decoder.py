@@ -28,20 +28,20 @@ class Attention(nn.Module):
         self.sliding_window = config.sliding_window
 
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], batch: CacheBatch | None, layer: int) -> Tensor:
-        out: Tensor = self.o_proj(self.attend(self.q_proj(x), self.k_proj(x), self.v_proj(x), rope, batch, layer))
+        qkv = torch.cat((self.q_proj(x), self.k_proj(x), self.v_proj(x)), dim=-1)
+        out: Tensor = self.o_proj(self.attend(qkv, rope, batch, layer))
         return out
 
-    def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, rope: tuple[Tensor, Tensor], batch: CacheBatch | None, layer: int
-    ) -> Tensor:
-        """What lies between the projections: q (B, T, H * Dh), k and v (B, T, Hkv * Dh) to (B, T, H * Dh)."""
-        B, T, _ = q.shape
-        q = q.view(B, T, self.num_heads, self.head_dim)
-        k = k.view(B, T, self.num_kv_heads, self.head_dim)
-        v = v.view(B, T, self.num_kv_heads, self.head_dim).transpose(1, 2)  # (B, Hkv, T, Dh)
+    def attend(self, qkv: Tensor, rope: tuple[Tensor, Tensor], batch: CacheBatch | None, layer: int) -> Tensor:
+        """What lies between the projections: q, k and v in one (B, T, (H + 2 Hkv) * Dh) to (B, T, H * Dh)."""
+        B, T, _ = qkv.shape
+        heads = qkv.view(B, T, -1, self.head_dim)
+        turned = self.num_heads + self.num_kv_heads
+        qk, v = heads[:, :, :turned], heads[:, :, turned:].transpose(1, 2)  # v (B, Hkv, T, Dh)
         if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        q, k = rotate(q.transpose(1, 2), *rope), rotate(k.transpose(1, 2), *rope)
+            qk = torch.cat((self.q_norm(qk[:, :, : self.num_heads]), self.k_norm(qk[:, :, self.num_heads :])), dim=2)
+        qk = rotate(qk, *rope).transpose(1, 2)
+        q, k = qk[:, : self.num_heads], qk[:, self.num_heads :]
         if batch is not None:
             y = batch.attend(layer, q, k, v)
         else:

@@ -13,7 +13,7 @@ from llava.config import DecoderConfig, RopeScaling
 
 
 def rope_tables(positions: Tensor, config: DecoderConfig, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (1 or B, 1, T, Dh) at `positions` (T,) or (B, T), halves concatenated as in HF."""
+    """Cosines and sines (T, 1, Dh) at `positions` (T,): halves as in HF, with the first half of the sines negated."""
     scaling = config.rope_scaling
     theta, dim = config.rope_theta, config.head_dim
     if scaling is not None and scaling.type == "dynamic":
@@ -30,16 +30,14 @@ def rope_tables(positions: Tensor, config: DecoderConfig, dtype: torch.dtype) ->
             frequencies = _llama3(frequencies, scaling, trained)
         elif scaling.type == "yarn":
             frequencies, amplitude = _yarn(frequencies, scaling, trained, theta), _yarn_amplitude(scaling)
-    angles = positions.float()[..., None] * frequencies  # (T, Dh/2) or (B, T, Dh/2)
-    angles = torch.cat((angles, angles), dim=-1)
-    angles = angles[None, None] if positions.dim() == 1 else angles[:, None]
-    return (angles.cos() * amplitude).to(dtype), (angles.sin() * amplitude).to(dtype)
+    angles = positions.float()[:, None] * frequencies  # (T, Dh/2)
+    cos, sin = angles.cos() * amplitude, angles.sin() * amplitude
+    return torch.cat((cos, cos), dim=-1)[:, None].to(dtype), torch.cat((-sin, sin), dim=-1)[:, None].to(dtype)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn queries or keys (B, H, T, Dh) by their positions."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-second, first), dim=-1) * sin
+    """Turn queries and keys (B, T, H, Dh) by their positions."""
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
 
 
 def _llama3(frequencies: Tensor, scaling: RopeScaling, trained: int) -> Tensor:

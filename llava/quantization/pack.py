@@ -25,14 +25,12 @@ class PackedAttention(nn.Module):
         super().__init__()
         self.qkv = _joined((attention.q_proj, attention.k_proj, attention.v_proj), precision)
         self.out = _joined((attention.o_proj,), precision)
-        self.sizes = [len(layer.weight) for layer in (attention.q_proj, attention.k_proj, attention.v_proj)]
         self.inner = attention
         for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
             delattr(attention, name)
 
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], batch: CacheBatch | None, layer: int) -> Tensor:
-        q, k, v = self.qkv(x).split(self.sizes, dim=-1)
-        out: Tensor = self.out(self.inner.attend(q, k, v, rope, batch, layer))
+        out: Tensor = self.out(self.inner.attend(self.qkv(x), rope, batch, layer))
         return out
 
 
