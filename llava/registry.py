@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from llava.config import ClipVisionConfig, DecoderConfig, ImageConfig, LlavaConfig
 from llava.errors import LlavaError
 
 
@@ -54,18 +55,50 @@ EMBEDDED = {"llava-smol": Path(__file__).parent / "embedded" / "llava-smol"}  # 
 
 @dataclass(frozen=True)
 class Published:
-    """A published model. billions: its parameters, the vision tower among them."""
+    """A published model."""
 
     id: str  # on the Hugging Face hub
     layout: str  # hf or original
     generation: str
     llm: str
-    billions: float
     template: str  # the one it was trained with; hf checkpoints bring it in Jinja
 
+    def shape(self) -> LlavaConfig:
+        """A configuration with the sizes of its parts, from which memory follows; nothing is fetched."""
+        layers, width, inner, heads, kv_heads, vocabulary = _LLMS[self.llm]
+        llm = DecoderConfig(
+            vocab_size=vocabulary,
+            hidden_size=width,
+            intermediate_size=inner,
+            num_layers=layers,
+            num_heads=heads,
+            num_kv_heads=kv_heads,
+            head_dim=width // heads,
+            rope_theta=10000.0,
+            norm_eps=1e-5,
+            max_positions=4096,
+            tie_embeddings=False,
+        )
+        vision, projector = ClipVisionConfig(), "linear" if self.generation == "1.0" else "mlp2x_gelu"
+        return LlavaConfig(
+            llm=llm, vision=vision, image=ImageConfig(size=336), projector=projector, template=self.template, base=None
+        )
 
-def _published(layout: str, generation: str, *rows: tuple[str, str, float, str]) -> list[Published]:
-    return [Published(name, layout, generation, llm, billions, template) for name, llm, billions, template in rows]
+
+# layers, width, width of the MLP, heads, KV heads, vocabulary; from the config.json of each on the hub
+_LLMS = {
+    "Llama 2 7B": (32, 4096, 11008, 32, 32, 32000),
+    "Llama 2 13B": (40, 5120, 13824, 40, 40, 32000),
+    "Vicuna 7B": (32, 4096, 11008, 32, 32, 32000),
+    "Vicuna 13B": (40, 5120, 13824, 40, 40, 32000),
+    "Mistral 7B": (32, 4096, 14336, 32, 8, 32000),
+    "Yi 34B": (60, 7168, 20480, 56, 8, 64000),
+    "Llama 3 8B": (32, 4096, 14336, 32, 8, 128256),
+}
+
+
+def _published(layout: str, generation: str, *rows: tuple[str, str, str]) -> list[Published]:
+    return [Published(name, layout, generation, llm, template) for name, llm, template in rows]
 
 
 PUBLISHED = {
@@ -74,55 +107,55 @@ PUBLISHED = {
         *_published(
             "original",
             "1.0",
-            ("liuhaotian/llava-llama-2-7b-chat-lightning-lora-preview", "Llama 2 7B", 7.0, "llava_llama_2"),
-            ("liuhaotian/llava-llama-2-13b-chat-lightning-preview", "Llama 2 13B", 13.3, "llava_llama_2"),
+            ("liuhaotian/llava-llama-2-7b-chat-lightning-lora-preview", "Llama 2 7B", "llava_llama_2"),
+            ("liuhaotian/llava-llama-2-13b-chat-lightning-preview", "Llama 2 13B", "llava_llama_2"),
         ),
         *_published(
             "original",
             "1.5",
-            ("liuhaotian/llava-v1.5-7b", "Vicuna 7B", 7.1, "vicuna_v1"),
-            ("liuhaotian/llava-v1.5-7b-lora", "Vicuna 7B", 7.1, "vicuna_v1"),
-            ("liuhaotian/llava-v1.5-13b", "Vicuna 13B", 13.4, "vicuna_v1"),
-            ("liuhaotian/llava-v1.5-13b-lora", "Vicuna 13B", 13.4, "vicuna_v1"),
+            ("liuhaotian/llava-v1.5-7b", "Vicuna 7B", "vicuna_v1"),
+            ("liuhaotian/llava-v1.5-7b-lora", "Vicuna 7B", "vicuna_v1"),
+            ("liuhaotian/llava-v1.5-13b", "Vicuna 13B", "vicuna_v1"),
+            ("liuhaotian/llava-v1.5-13b-lora", "Vicuna 13B", "vicuna_v1"),
         ),
         *_published(
             "original",
             "1.6",
-            ("liuhaotian/llava-v1.6-vicuna-7b", "Vicuna 7B", 7.1, "vicuna_v1"),
-            ("liuhaotian/llava-v1.6-vicuna-13b", "Vicuna 13B", 13.4, "vicuna_v1"),
-            ("liuhaotian/llava-v1.6-mistral-7b", "Mistral 7B", 7.6, "mistral_instruct"),
-            ("liuhaotian/llava-v1.6-34b", "Yi 34B", 34.8, "chatml_direct"),
-            ("lmms-lab/llama3-llava-next-8b", "Llama 3 8B", 8.4, "llava_llama_3"),
+            ("liuhaotian/llava-v1.6-vicuna-7b", "Vicuna 7B", "vicuna_v1"),
+            ("liuhaotian/llava-v1.6-vicuna-13b", "Vicuna 13B", "vicuna_v1"),
+            ("liuhaotian/llava-v1.6-mistral-7b", "Mistral 7B", "mistral_instruct"),
+            ("liuhaotian/llava-v1.6-34b", "Yi 34B", "chatml_direct"),
+            ("lmms-lab/llama3-llava-next-8b", "Llama 3 8B", "llava_llama_3"),
         ),
         *_published(
             "original",
             "NeXT-Video",
-            ("lmms-lab/LLaVA-NeXT-Video-7B", "Vicuna 7B", 7.1, "vicuna_v1"),
-            ("lmms-lab/LLaVA-NeXT-Video-7B-DPO", "Vicuna 7B", 7.1, "vicuna_v1"),
-            ("lmms-lab/LLaVA-NeXT-Video-34B", "Yi 34B", 34.8, "chatml_direct"),
-            ("lmms-lab/LLaVA-NeXT-Video-34B-DPO", "Yi 34B", 34.8, "chatml_direct"),
+            ("lmms-lab/LLaVA-NeXT-Video-7B", "Vicuna 7B", "vicuna_v1"),
+            ("lmms-lab/LLaVA-NeXT-Video-7B-DPO", "Vicuna 7B", "vicuna_v1"),
+            ("lmms-lab/LLaVA-NeXT-Video-34B", "Yi 34B", "chatml_direct"),
+            ("lmms-lab/LLaVA-NeXT-Video-34B-DPO", "Yi 34B", "chatml_direct"),
         ),
         *_published(
             "hf",
             "1.5",
-            ("llava-hf/llava-1.5-7b-hf", "Vicuna 7B", 7.1, "vicuna_v1"),
-            ("llava-hf/llava-1.5-13b-hf", "Vicuna 13B", 13.4, "vicuna_v1"),
+            ("llava-hf/llava-1.5-7b-hf", "Vicuna 7B", "vicuna_v1"),
+            ("llava-hf/llava-1.5-13b-hf", "Vicuna 13B", "vicuna_v1"),
         ),
         *_published(
             "hf",
             "1.6",
-            ("llava-hf/llava-v1.6-vicuna-7b-hf", "Vicuna 7B", 7.1, "vicuna_v1"),
-            ("llava-hf/llava-v1.6-vicuna-13b-hf", "Vicuna 13B", 13.4, "vicuna_v1"),
-            ("llava-hf/llava-v1.6-mistral-7b-hf", "Mistral 7B", 7.6, "mistral_instruct"),
-            ("llava-hf/llava-v1.6-34b-hf", "Yi 34B", 34.8, "chatml_direct"),
-            ("llava-hf/llama3-llava-next-8b-hf", "Llama 3 8B", 8.4, "llava_llama_3"),
+            ("llava-hf/llava-v1.6-vicuna-7b-hf", "Vicuna 7B", "vicuna_v1"),
+            ("llava-hf/llava-v1.6-vicuna-13b-hf", "Vicuna 13B", "vicuna_v1"),
+            ("llava-hf/llava-v1.6-mistral-7b-hf", "Mistral 7B", "mistral_instruct"),
+            ("llava-hf/llava-v1.6-34b-hf", "Yi 34B", "chatml_direct"),
+            ("llava-hf/llama3-llava-next-8b-hf", "Llama 3 8B", "llava_llama_3"),
         ),
         *_published(
             "hf",
             "NeXT-Video",
-            ("llava-hf/LLaVA-NeXT-Video-7B-hf", "Vicuna 7B", 7.1, "vicuna_v1"),
-            ("llava-hf/LLaVA-NeXT-Video-7B-DPO-hf", "Vicuna 7B", 7.1, "vicuna_v1"),
-            ("llava-hf/LLaVA-NeXT-Video-34B-hf", "Yi 34B", 34.8, "chatml_direct"),
+            ("llava-hf/LLaVA-NeXT-Video-7B-hf", "Vicuna 7B", "vicuna_v1"),
+            ("llava-hf/LLaVA-NeXT-Video-7B-DPO-hf", "Vicuna 7B", "vicuna_v1"),
+            ("llava-hf/LLaVA-NeXT-Video-34B-hf", "Yi 34B", "chatml_direct"),
         ),
     )
 }

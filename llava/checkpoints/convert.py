@@ -147,8 +147,11 @@ def _write_hf(source: Source, folder: Path, tokens: dict[str, int]) -> None:
     write_shards(folder, ((name, grow(name, tensor)) for name, tensor in source.tensors()), hf_name)
 
 
-def write_shards(folder: Path, tensors: Iterable[tuple[str, Tensor]], rename: Callable[[str], str]) -> None:
-    """Write safetensors of at most SHARD bytes each, and their index. One shard is in memory at a time."""
+def write_shards(
+    folder: Path, tensors: Iterable[tuple[str, Tensor]], rename: Callable[[str], str], limit: int | None = None
+) -> None:
+    """Write safetensors of at most `limit` bytes each (SHARD), and their index. One is in memory at a time."""
+    limit = limit or SHARD
     places: dict[str, int] = {}
     shard: dict[str, Tensor] = {}
     size = total = number = 0
@@ -160,7 +163,7 @@ def write_shards(folder: Path, tensors: Iterable[tuple[str, Tensor]], rename: Ca
 
     for name, tensor in tensors:
         length = tensor.numel() * tensor.element_size()
-        if shard and size + length > SHARD:
+        if shard and size + length > limit:
             flush()
         shard[rename(name)], places[rename(name)] = tensor, number
         size, total = size + length, total + length

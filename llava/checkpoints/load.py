@@ -1,6 +1,7 @@
 """Load a checkpoint of any layout. Which one it is, its content tells, never its name."""
 
-from collections.abc import Callable, Iterable
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -8,17 +9,21 @@ from torch import Tensor
 
 from llava.checkpoints import hf, native, original
 from llava.checkpoints.adapters import with_adapter
+from llava.checkpoints.gguf import open_gguf
 from llava.checkpoints.hf_config import read_json
 from llava.checkpoints.native import CONFIG, Loaded, build_processor
 from llava.checkpoints.stream import load_streamed, stream_tensors, weight_files
 from llava.checkpoints.tokenizer_files import read_tokenizer
 from llava.config import LlavaConfig, load_config
 from llava.errors import LlavaError
-from llava.fetch import Progress, quiet
+from llava.fetch import Progress, quiet, resolve
 from llava.models.llava import LlavaModel
+from llava.models.vision import build_vision_encoder
+from llava.processor import Processor
 from llava.quantization.linears import Precision
-from llava.quantization.pack import Packer, pack_beside
+from llava.quantization.pack import Packer
 from llava.registry import model_folder
+from llava.tokenizer import Tokenizer
 
 Rename = Callable[[str], str | None]
 
@@ -59,20 +64,57 @@ def _load_original(folder: Path, template: str | None, precision: Precision | No
     config = original.read_config(folder, template)
     trained = next((folder / n for n in (original.LORA, original.PROJECTOR) if (folder / n).exists()), None)
     if trained is None:
-        tensors = stream_tensors(weight_files(folder))
-        model = _stream(config, folder, tensors, original.rename, precision, tower_may_be_outside=True)
+        whole = stream_tensors(weight_files(folder))
+        model = _stream(config, folder, whole, original.rename, precision, tower_may_be_outside=True)
         return _loaded(model, folder, prefer_sentencepiece=True)
     base = base_of(folder)
-    tensors = stream_tensors([*weight_files(base), trained])
-    if trained.name == original.LORA:
-        tensors = with_adapter(tensors, folder)
 
     def rename(stored: str) -> str | None:
         return original.rename_trained(stored) if "mm_projector" in stored else original.rename(stored)
 
+    trained_names = {rename(name) for name, _ in stream_tensors([trained])}
+    tensors: Iterator[tuple[str, Tensor]] = (
+        pair for pair in stream_tensors(weight_files(base)) if rename(pair[0]) not in trained_names
+    )
+    if trained.name == original.LORA:
+        tensors = with_adapter(tensors, folder)
+    tensors = itertools.chain(tensors, stream_tensors([trained]))
     model = _stream(config, folder, tensors, rename, precision, tower_may_be_outside=True)
-    tokenized = folder if (folder / "tokenizer.model").exists() or (folder / "tokenizer.json").exists() else base
-    return _loaded(model, tokenized, prefer_sentencepiece=True)
+    return _loaded(model, _tokenizer_folder(folder), prefer_sentencepiece=True)
+
+
+def open_processor(
+    folder: Path, progress: Progress = quiet, template: str | None = None
+) -> tuple[LlavaConfig, Processor]:
+    """The configuration and the processor of a checkpoint of any layout; its weights stay where they are.
+
+    Raises LlavaError as `load_checkpoint` does.
+    """
+    values = read_json(folder / CONFIG)
+    tokenizer: Tokenizer | None = None
+    if "layout" in values:
+        config = load_config(folder / CONFIG)
+        if config.base is not None:
+            tokenizer = open_gguf(resolve(config.base.llm, progress)).tokenizer
+        slow = not (folder / "tokenizer.json").exists()
+    else:
+        slow = original.is_original(values)
+        config = original.read_config(folder, template) if slow else hf.read_config(folder, template)
+    if tokenizer is None:
+        place = folder
+        if slow and any((folder / name).exists() for name in (original.LORA, original.PROJECTOR)):
+            place = _tokenizer_folder(folder)
+        tokenizer = read_tokenizer(place, slow, None if slow else "<image>")
+    with torch.device("meta"):
+        tokens_per_view = build_vision_encoder(config.vision).num_tokens
+    processor = build_processor(config, tokenizer, tokens_per_view)
+    return config, processor.with_template(template) if template else processor
+
+
+def _tokenizer_folder(folder: Path) -> Path:
+    """Where the tokenizer of a folder is that stands on a base."""
+    own = (folder / "tokenizer.model").exists() or (folder / "tokenizer.json").exists()
+    return folder if own else base_of(folder)
 
 
 def base_of(folder: Path) -> Path:
@@ -109,16 +151,9 @@ def _stream(
     def may_be_outside(name: str) -> bool:
         return tower_may_be_outside and name.startswith("vision.")
 
-    packer = Packer(model.llm, precision) if precision else None
-
-    def arrived(name: str) -> None:
-        if packer and name.startswith("llm."):
-            packer.arrived(name.removeprefix("llm."))
-
-    if absent := load_streamed(model, tensors, wanted, folder, may_be_outside, arrived):
-        _load_tower(model, folder, absent)
-    if precision:
-        pack_beside(model, precision)
+    packer = Packer(model, precision) if precision else None
+    if absent := load_streamed(model, tensors, wanted, folder, may_be_outside, packer):
+        _load_tower(model, folder, absent, packer)
     return model.requires_grad_(False).eval()
 
 
@@ -130,7 +165,7 @@ def _is_unused_vision(name: str) -> bool:
     )
 
 
-def _load_tower(model: LlavaModel, folder: Path, absent: list[str]) -> None:
+def _load_tower(model: LlavaModel, folder: Path, absent: list[str], packer: Packer | None) -> None:
     """The vision tower where the checkpoint leaves it out: from the repository or folder that it names."""
     held = sum(name.startswith("vision.") for name in model.state_dict())
     if len(absent) != held:
@@ -142,7 +177,7 @@ def _load_tower(model: LlavaModel, folder: Path, absent: list[str]) -> None:
         return name if name in expected else None  # the file may hold the text tower too
 
     expected = model.vision.state_dict().keys()
-    load_streamed(model.vision, stream_tensors(weight_files(tower)), rename, tower)
+    load_streamed(model.vision, stream_tensors(weight_files(tower)), rename, tower, packer=packer, prefix="vision.")
 
 
 def tower_folder(folder: Path) -> Path:

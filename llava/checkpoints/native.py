@@ -28,7 +28,7 @@ from llava.models.llava import LlavaModel
 from llava.models.projectors import build_projector
 from llava.processor import Processor
 from llava.quantization.linears import Precision
-from llava.quantization.pack import Packer, pack_beside
+from llava.quantization.pack import Packer
 from llava.tokenizer import Tokenizer
 
 CONFIG, PROJECTOR, LLM, ADAPTER = "config.json", "projector.safetensors", "llm.safetensors", "adapter"
@@ -54,9 +54,13 @@ def load_native(folder: Path, progress: Progress = quiet, precision: Precision |
     """
     config = load_config(folder / CONFIG)
     loaded = load_base(config, progress, folder, precision)
-    load_strict(loaded.model.projector, read_safetensors(folder / PROJECTOR), folder / PROJECTOR)
+    model = loaded.model
+    load_strict(model.projector, read_safetensors(folder / PROJECTOR), folder / PROJECTOR)
     if precision:
-        pack_beside(loaded.model, precision)
+        packer = Packer(model, precision)
+        for name in model.state_dict():
+            if not name.startswith("llm."):
+                packer.arrived(name)
     return loaded
 
 
@@ -86,15 +90,11 @@ def load_base(
             tensors, source = stream_tensors([trained / LLM]), trained / LLM
         if trained is not None and (trained / ADAPTER).exists():
             tensors = with_adapter(tensors, trained / ADAPTER)
-        arrived = Packer(model.llm, precision).arrived if precision else _ignore
-        load_streamed(model.llm, tensors, str, source, arrived=arrived)
+        packer = Packer(model, precision) if precision else None
+        load_streamed(model.llm, tensors, str, source, packer=packer, prefix="llm.")
     model.projector = build_projector(config.projector, model.vision.feature_size, config.llm.hidden_size)
     processor = build_processor(config, base.tokenizer, model.vision.num_tokens)
     return Loaded(model.requires_grad_(False).eval(), processor)
-
-
-def _ignore(name: str) -> None:
-    pass
 
 
 def build_processor(config: LlavaConfig, tokenizer: Tokenizer, tokens_per_view: int) -> Processor:

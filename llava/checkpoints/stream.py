@@ -1,6 +1,6 @@
 """Weights of a folder of shards, one tensor at a time, into a model on `meta`.
 
-Peak memory is the model and, at most, one shard: safetensors are read tensor by tensor, `.bin` files are mapped.
+Peak memory is the model and, at most, one shard: safetensors are read tensor by tensor, `.bin` files shard by shard.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from llava.checkpoints.files import read_torch
 from llava.checkpoints.hf_config import read_json
 from llava.errors import LlavaError
+from llava.quantization.pack import Packer
 
 _INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _SINGLE = ("model.safetensors", "pytorch_model.bin")
@@ -68,13 +69,14 @@ def load_streamed(
     rename: Callable[[str], str | None],
     source: Path,
     optional: Callable[[str], bool] = lambda name: False,
-    arrived: Callable[[str], None] = lambda name: None,
+    packer: Packer | None = None,
+    prefix: str = "",
 ) -> list[str]:
     """Give `model`, on `meta`, these tensors in float32.
 
     rename: a stored name to the model's, or None for a tensor that is not needed.
     optional: names of the model that may be absent; those that were are returned.
-    arrived: called with a name when its tensor is in place; it may change the module.
+    packer: packs what has arrived; its names are those of `model` behind `prefix`.
     Raises LlavaError that lists missing, unexpected and misshaped names.
     """
     expected = model.state_dict()
@@ -85,15 +87,17 @@ def load_streamed(
         name = rename(stored)
         if name is None:
             continue
-        if name not in expected:
-            unexpected.append(stored)
+        if name not in expected or name in found:
+            unexpected.append(stored if name not in found else f"{stored} (twice)")
             continue
         found.add(name)
         if tensor.shape != expected[name].shape:
             shapes.append(f"{stored} {tuple(tensor.shape)}, expected {tuple(expected[name].shape)}")
         else:
-            _assign(model, name, tensor.float() if tensor.is_floating_point() else tensor)
-            arrived(name)
+            floats = tensor.is_floating_point() and not (packer and packer.takes(prefix + name))
+            _assign(model, name, tensor.float() if floats else tensor)
+            if packer:
+                packer.arrived(prefix + name)
     absent = sorted(expected.keys() - found)
     missing = [name for name in absent if not optional(name)]
     problems = [("missing", missing), ("unexpected", unexpected), ("of another shape", shapes)]

@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llava.chat.messages import Message, Visual
-from llava.cli.visuals import FpsOption, FramesOption, ImageOption, TemplateOption, VideoOption, open_visuals
+from llava.cli.options import (
+    DtypeOption,
+    FpsOption,
+    FramesOption,
+    ImageOption,
+    Load4bitOption,
+    Load8bitOption,
+    TemplateOption,
+    VideoOption,
+    open_visuals,
+    precision_of,
+)
 from llava.errors import LlavaError
 
 if TYPE_CHECKING:
@@ -24,6 +35,8 @@ Examples:
     llava chat llava-smol --image shape.png --prompt "what color is the shape?"
 
     llava chat runs/llava-smol-finetune
+
+    llava chat liuhaotian/llava-v1.5-7b --load-8bit --image photo.jpg
 """
 
 
@@ -35,6 +48,9 @@ def run(
     fps: FpsOption = None,
     prompt: Annotated[str | None, typer.Option(help="A first question.")] = None,
     template: TemplateOption = None,
+    dtype: DtypeOption = None,
+    load_8bit: Load8bitOption = False,
+    load_4bit: Load4bitOption = False,
     max_new_tokens: Annotated[int, typer.Option(help="The longest answer, in tokens.")] = 512,
     temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.0,
     top_p: Annotated[float, typer.Option(help="Sample from the likeliest tokens that make up this probability.")] = 1.0,
@@ -42,6 +58,7 @@ def run(
     seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
 ) -> None:
     """See HELP."""
+    precision = precision_of(dtype, load_8bit, load_4bit)
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     if prompt is None and not interactive:
         raise LlavaError("no --prompt given, and no terminal to ask for one")
@@ -53,7 +70,7 @@ def run(
 
     sampling = Sampling(max_new_tokens, temperature, top_p, top_k, seed)
     with bars() as progress:
-        assistant = llava.load(model, template=template, progress=progress.bytes)
+        assistant = llava.load(model, precision=precision, template=template, progress=progress.bytes)
     conversation: list[Message] = []
     if prompt is not None:
         if interactive:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from llava.cli.visuals import TemplateOption
+from llava.cli.options import TemplateOption
 from llava.errors import LlavaError
 
 CONVERT_HELP = """Write a model in another layout: hf (transformers, vLLM), original (haotian-liu/LLaVA) or native.

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from llava.cli.options import DtypeOption, Load4bitOption, Load8bitOption, precision_of
 from llava.errors import LlavaError
 
 if TYPE_CHECKING:
@@ -31,9 +32,13 @@ def run(
     shuffle_images: Annotated[
         bool, typer.Option("--shuffle-images", help="Control: each question is asked about another image.")
     ] = False,
+    dtype: DtypeOption = None,
+    load_8bit: Load8bitOption = False,
+    load_4bit: Load4bitOption = False,
     restart: Annotated[bool, typer.Option("--restart", help="Forget earlier answers in the output folder.")] = False,
 ) -> None:
     """See HELP."""
+    precision = precision_of(dtype, load_8bit, load_4bit)
     if benchmark not in BENCHMARKS:
         raise LlavaError(f"unknown benchmark '{benchmark}'; choose one of: {', '.join(BENCHMARKS)}")
     from llava.registry import model_folder
@@ -45,7 +50,7 @@ def run(
     from llava.eval import runner
     from llava.eval.benchmarks import easy_vqa
 
-    suffix = "-shuffled" if shuffle_images else ""
+    suffix = ("-shuffled" if shuffle_images else "") + (f"-{precision}" if precision else "")
     where = output or Path("runs/eval") / f"{benchmark}-{folder.name}{suffix}{f'-{limit}' if limit else ''}"
     settings = {
         "benchmark": benchmark,
@@ -53,6 +58,7 @@ def run(
         "fingerprint": runner.fingerprint(folder),
         "limit": limit,
         "shuffle_images": shuffle_images,
+        "precision": precision or "float16",
     }
     if restart:
         (where / runner.SETTINGS).unlink(missing_ok=True)
@@ -60,7 +66,7 @@ def run(
         questions = easy_vqa.load_questions("test", progress.bytes)
         if shuffle_images:
             questions = easy_vqa.shuffle_images(questions)
-        assistant = llava.load(model, progress=progress.bytes)
+        assistant = llava.load(model, precision=precision, progress=progress.bytes)
         answers = runner.evaluate(
             assistant,
             easy_vqa.choose(questions, limit),

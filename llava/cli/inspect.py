@@ -5,23 +5,31 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llava.chat.messages import Image, Message
-from llava.cli.visuals import FpsOption, FramesOption, ImageOption, TemplateOption, VideoOption, open_visuals
+from llava.cli.options import FpsOption, FramesOption, ImageOption, TemplateOption, VideoOption, open_visuals
+from llava.errors import LlavaError
 from llava.media.tiling import TiledLayout
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.console import Console
 
-    from llava.assistant import Assistant
-    from llava.processor import ImageSpan
+    from llava.config import LlavaConfig
+    from llava.processor import ImageSpan, Processor
+    from llava.quantization.linears import Precision
 
-HELP = """Show a model's parts, parameters and memory; with a prompt, the exact text, ids and image tokens it is given.
+HELP = """Show a model's parts and its memory in each precision; with a prompt, the exact text, ids and image tokens.
 
 Examples:
 
     llava inspect llava-smol
 
     llava inspect llava-smol --image shape.png --prompt "what shape is this?"
+
+    llava inspect liuhaotian/llava-v1.5-7b --precision int8
 """
+
+PRECISIONS: "tuple[Precision, ...]" = ("float32", "float16", "int8", "int4")
 
 
 def run(
@@ -32,59 +40,69 @@ def run(
     fps: FpsOption = None,
     prompt: Annotated[str | None, typer.Option(help="A question.")] = None,
     template: TemplateOption = None,
+    precision: Annotated[str | None, typer.Option(help="Show memory for float32, float16, int8 or int4 only.")] = None,
 ) -> None:
     """See HELP."""
+    if precision is not None and precision not in PRECISIONS:
+        raise LlavaError(f"--precision {precision}: expected one of {', '.join(PRECISIONS)}")
     visuals = open_visuals(image, video, frames, fps)
 
     from rich.console import Console
 
-    import llava
+    from llava.checkpoints.load import open_processor
     from llava.cli.progress import bars
+    from llava.registry import PUBLISHED, model_folder
 
-    with bars() as progress:
-        assistant = llava.load(model, template=template, progress=progress.bytes)
     console = Console(soft_wrap=True, highlight=False)
-    _show_parts(console, model, assistant)
-    if prompt is not None or visuals:
-        _show_prompt(console, assistant, [Message.user(*visuals, *([prompt] if prompt else []))])
+    chosen = [one for one in PRECISIONS if precision in (None, one)]
+    asked = prompt is not None or bool(visuals)
+    if model in PUBLISHED and not asked:
+        _show_parts(console, f"{model} (by its published shape; nothing was fetched)", PUBLISHED[model].shape(), chosen)
+        return
+    with bars() as progress:
+        config, processor = open_processor(model_folder(model), progress.bytes, template)
+    _show_parts(console, model, config, chosen)
+    console.print(f"template: {config.template}, system text: {processor.system_text()!r}", markup=False)
+    console.print(f"image: {config.image.size} px, {config.image.aspect}")
+    if asked:
+        _show_prompt(console, processor, [Message.user(*visuals, *([prompt] if prompt else []))])
 
 
-def _show_parts(console: "Console", name: str, assistant: "Assistant") -> None:
+def _show_parts(console: "Console", name: str, config: "LlavaConfig", chosen: "Sequence[Precision]") -> None:
     from rich.table import Table
 
-    config, model = assistant.model.config, assistant.model
-    parts = {
-        "vision encoder": (model.vision, config.vision.type + (f", from {config.base.vision}" if config.base else "")),
-        "projector": (model.projector, config.projector),
-        "LLM": (
-            model.llm,
-            f"{config.llm.num_layers} layers, width {config.llm.hidden_size}, context {config.llm.max_positions}"
-            + (f", from {config.base.llm}" if config.base else ""),
-        ),
+    from llava.quantization.footprint import cache_bytes, footprint, peak_bytes
+
+    what = {
+        "vision encoder": config.vision.type + (f", from {config.base.vision}" if config.base else ""),
+        "projector": config.projector,
+        "LLM": f"{config.llm.num_layers} layers, width {config.llm.hidden_size}, context {config.llm.max_positions}"
+        + (f", from {config.base.llm}" if config.base else ""),
     }
+    sizes = {precision: footprint(config, precision) for precision in chosen}
     table = Table(title=name)
-    for column in ("part", "what", "parameters", "memory"):
-        table.add_column(column, justify="right" if column in ("parameters", "memory") else "left")
-    total_parameters = total_bytes = 0
-    for part, (module, what) in parts.items():
-        parameters = list(module.parameters())
-        count, size = sum(p.numel() for p in parameters), sum(p.numel() * p.element_size() for p in parameters)
-        total_parameters, total_bytes = total_parameters + count, total_bytes + size
-        table.add_row(part, what, f"{count:,}", f"{size / 1e6:.1f} MB")
+    for column in ("part", "parameters", *chosen):
+        table.add_column(column, justify="left" if column == "part" else "right", no_wrap=True)
+    first = sizes[chosen[0]]
+    for part in what:
+        memory = [f"{sizes[precision][part].bytes / 1e6:.1f} MB" for precision in chosen]
+        table.add_row(part, f"{first[part].parameters:,}", *memory)
     table.add_section()
-    table.add_row("all", "", f"{total_parameters:,}", f"{total_bytes / 1e6:.1f} MB")
+    totals = [sum(part.bytes for part in sizes[precision].values()) for precision in chosen]
+    count = sum(part.parameters for part in first.values())
+    table.add_row("all", f"{count:,}", *(f"{total / 1e6:.1f} MB" for total in totals))
+    table.add_row("peak of loading", "", *(f"{peak_bytes(config, precision) / 1e6:.0f} MB" for precision in chosen))
+    for part, text in what.items():
+        console.print(f"{part}: {text}", markup=False)
     console.print(table)
-    llm = config.llm
-    cache = 2 * llm.num_layers * llm.num_kv_heads * llm.head_dim * 4
-    console.print(f"template: {config.template}, system text: {assistant.processor.system_text()!r}", markup=False)
-    console.print(f"image: {config.image.size} px, {config.image.aspect}; KV cache: {cache / 1e3:.1f} kB a token")
+    console.print(f"KV cache: {cache_bytes(config) / 1e3:.1f} kB a token")
 
 
-def _show_prompt(console: "Console", assistant: "Assistant", messages: list[Message]) -> None:
+def _show_prompt(console: "Console", processor: "Processor", messages: list[Message]) -> None:
     from llava.chat.templates import ImageSlot
 
-    prompt = assistant.processor.prompt(messages)
-    segments = assistant.processor.segments(messages)
+    prompt = processor.prompt(messages)
+    segments = processor.segments(messages)
     text = "".join("<image>" if isinstance(segment, ImageSlot) else segment.text for segment in segments)
     console.print("\nrendered text:", style="bold")
     console.print(text, markup=False)

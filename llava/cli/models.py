@@ -6,7 +6,6 @@ Example:
 
     llava models
 """
-_BYTES = 4  # a parameter, in float32
 
 
 def run() -> None:
@@ -14,19 +13,33 @@ def run() -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from llava.config import LlavaConfig, load_config
     from llava.memory import total_memory
+    from llava.quantization.footprint import PRECISIONS, footprint, peak_bytes
     from llava.registry import EMBEDDED, PUBLISHED
 
     memory = total_memory()
-    table = Table(caption=f"memory in float32; this machine has {memory / 1e9:.0f} GB")
-    for column in ("name", "layout", "LLM", "template", "parameters", "memory", "fits"):
-        numeric = column in ("parameters", "memory")
-        table.add_column(column, justify="right" if numeric else "left", no_wrap=True)
-    for name in EMBEDDED:
-        table.add_row(name, "embedded", "SmolLM2 135M", "chatml", "0.14 B", "0.6 GB", "yes")
+
+    def sizes(config: LlavaConfig) -> list[str]:
+        """Parameters, and the memory for each precision; green where it fits, red where it does not."""
+        count = sum(part.parameters for part in footprint(config, "float32").values())
+        cells = [f"{count / 1e9:.1f} B"]
+        for precision in PRECISIONS:
+            need = peak_bytes(config, precision)
+            fits = need < memory
+            cells.append(f"[{'green' if fits else 'red'}]{need / 1e9:.1f} GB{'' if fits else ' ✗'}[/]")
+        return cells
+
+    table = Table(caption=f"peak memory of loading; ✗: more than this machine's {memory / 1e9:.0f} GB")
+    for column in ("name", "layout", "LLM", "template"):
+        table.add_column(column, no_wrap=True)
+    for column in ("parameters", *PRECISIONS):
+        table.add_column(column, justify="right", no_wrap=True)
+    for name, folder in EMBEDDED.items():
+        config = load_config(folder / "config.json")
+        table.add_row(name, "embedded", "SmolLM2 135M", config.template, *sizes(config))
     for model in PUBLISHED.values():
-        need = model.billions * 1e9 * _BYTES
-        size = (f"{model.billions:.1f} B", f"{need / 1e9:.0f} GB", "yes" if need < memory else "no")
-        table.add_row(model.id, f"{model.layout} {model.generation}", model.llm, model.template, *size)
+        layout = f"{model.layout} {model.generation}"
+        table.add_row(model.id, layout, model.llm, model.template, *sizes(model.shape()))
     console = Console()
-    (console if console.is_terminal else Console(width=140)).print(table)
+    (console if console.is_terminal else Console(width=190)).print(table)

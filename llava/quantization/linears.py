@@ -11,6 +11,7 @@ up to the order of summation). Oracle: the formulas in plain PyTorch (tests/quan
 
 import functools
 import warnings
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
@@ -89,18 +90,31 @@ class Int4Linear(nn.Module):
 
 def quantize_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Levels and scales of `Int8Linear`, symmetric, by the largest value of each output."""
-    weight = weight.float()
-    scales = weight.abs().amax(1).clamp_(min=_SMALLEST) / 127
-    return (weight / scales[:, None]).round_().char(), scales
+    levels, scales = torch.empty(weight.shape, dtype=torch.int8), torch.empty(len(weight))
+    for rows in _slices(weight):
+        part = weight[rows].float()
+        scales[rows] = part.abs().amax(1).clamp_(min=_SMALLEST) / 127
+        levels[rows] = (part / scales[rows, None]).round_().char()
+    return levels, scales
 
 
 def quantize_int4(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Levels, scales and offsets of `Int4Linear`, between the least and the largest value of each group."""
-    groups = weight.float().view(len(weight), -1, GROUP)  # (out, in / GROUP, GROUP)
-    low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
-    scales = ((high - low) / 15).clamp_(min=_SMALLEST)
-    levels = ((groups - low) / scales).round_().clamp_(0, 15).byte()
-    return levels.flatten(1), scales.squeeze(-1), low.squeeze(-1)
+    levels = torch.empty(weight.shape, dtype=torch.uint8)
+    scales, offsets = torch.empty(2, len(weight), weight.shape[1] // GROUP)
+    for rows in _slices(weight):
+        groups = weight[rows].float().view(-1, weight.shape[1] // GROUP, GROUP)
+        offsets[rows] = groups.amin(-1)
+        scales[rows] = ((groups.amax(-1) - offsets[rows]) / 15).clamp_(min=_SMALLEST)
+        groups = (groups - offsets[rows, :, None]).div_(scales[rows, :, None])
+        levels[rows] = groups.round_().clamp_(0, 15).byte().flatten(1)
+    return levels, scales, offsets
+
+
+def _slices(weight: Tensor) -> Iterator[slice]:
+    """Rows that make up some 16 MB in float32: work on them takes little memory beside the weight."""
+    step = max(1, 2**22 // weight.shape[1])
+    return (slice(start, start + step) for start in range(0, len(weight), step))
 
 
 def pack_linear(weight: Tensor, bias: Tensor | None, precision: Precision) -> nn.Module:

@@ -6,7 +6,7 @@ float32. q, k and v become one matrix, gate and up another. Oracle: the decoder 
 
 import ctypes
 import sys
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -59,55 +59,58 @@ class HalfEmbedding(nn.Module):
         return F.embedding(ids, self.weight).float()
 
 
-def _joined(layers: Iterable[nn.Linear], precision: Precision) -> nn.Module:
-    """One packed layer that gives what `layers` give, one after the other."""
-    listed = list(layers)
-    biases: list[Tensor] = [layer.bias for layer in listed if layer.bias is not None]
-    weights: list[Tensor] = [layer.weight for layer in listed]
-    return pack_linear(torch.cat(weights), torch.cat(biases) if biases else None, precision)
+def _joined(layers: Sequence[nn.Linear], precision: Precision) -> nn.Module:
+    """One packed layer that gives what `layers` give, one after the other. They lose their weights."""
+    biases: list[Tensor] = [layer.bias for layer in layers if layer.bias is not None]
+    weights: list[Tensor] = [layer.weight for layer in layers]
+    for layer in layers:
+        del layer.weight
+    weight = torch.cat(weights) if len(weights) > 1 else weights[0]
+    weights.clear()
+    return pack_linear(weight, torch.cat(biases) if biases else None, precision)
 
 
 class Packer:
-    """Packs the parts of a decoder, each when its last weight has arrived. The embedding and head keep 16 bits."""
+    """Packs the parts of a model, each when its last weight has arrived: a block of the decoder, or a linear layer.
 
-    def __init__(self, decoder: Decoder, precision: Precision) -> None:
-        self._decoder, self._precision = decoder, precision
+    Embedding, head, vision encoder and projector keep 16 bits.
+    """
+
+    def __init__(self, model: LlavaModel, precision: Precision) -> None:
+        self._model, self._precision = model, precision
         self._missing: dict[str, set[str]] = {}
-        for name in decoder.state_dict():
+        for name in model.state_dict():
             self._missing.setdefault(_part(name), set()).add(name)
+
+    def takes(self, name: str) -> bool:
+        """Whether the tensor of this name is packed in the end, and so may come in any floating-point type."""
+        module = self._model.get_submodule(name.rpartition(".")[0])
+        return isinstance(module, nn.Linear) or name == "llm.embed_tokens.weight"
 
     @torch.no_grad()
     def arrived(self, name: str) -> None:
-        """The decoder's tensor of this name is there."""
+        """The model's tensor of this name is there."""
         part = _part(name)
         self._missing[part].discard(name)
-        if self._missing[part]:
+        if self._missing[part] or not part:
             return
-        decoder, precision = self._decoder, self._precision
-        if part.isdigit():
-            _pack_block(decoder.layers[int(part)], precision)
-        elif part == "embed_tokens":
-            _pack_embedding(decoder, precision)
-        elif part == "lm_head" and decoder.lm_head is not None:
-            decoder.lm_head = _joined((decoder.lm_head,), _half(precision))  # type: ignore[assignment]
-        _give_back()
+        path, _, leaf = part.rpartition(".")
+        module = self._model.get_submodule(part)
+        if isinstance(module, Block):
+            _pack_block(module, self._precision)
+            _give_back()
+        elif part == "llm.embed_tokens":
+            _pack_embedding(self._model.llm, self._precision)
+            _give_back()
+        elif isinstance(module, nn.Linear):
+            setattr(self._model.get_submodule(path), leaf, _joined((module,), _half(self._precision)))
 
 
-def pack_decoder(decoder: Decoder, precision: Precision) -> None:
-    """Pack a decoder that is loaded, part by part."""
-    packer = Packer(decoder, precision)
-    for name in decoder.state_dict():
+def pack_model(model: LlavaModel, precision: Precision) -> None:
+    """Pack a model that is loaded, part by part."""
+    packer = Packer(model, precision)
+    for name in model.state_dict():
         packer.arrived(name)
-
-
-@torch.no_grad()
-def pack_beside(model: LlavaModel, precision: Precision) -> None:
-    """Pack the linear layers of the vision encoder and the projector, which keep 16 bits."""
-    decoder = set(model.llm.modules())
-    for module in [module for module in model.modules() if module not in decoder]:
-        for name, layer in list(module.named_children()):
-            if isinstance(layer, nn.Linear):
-                setattr(module, name, _joined((layer,), _half(precision)))
 
 
 def _give_back() -> None:
@@ -117,17 +120,16 @@ def _give_back() -> None:
 
 
 def _part(name: str) -> str:
-    """The number of the block that a tensor of the decoder belongs to, or the module's name."""
-    first, _, rest = name.partition(".")
-    return rest.partition(".")[0] if first == "layers" else first
+    """The path of the decoder's block that a tensor belongs to, else of the module that has it."""
+    parts = name.split(".")
+    return ".".join(parts[:3]) if parts[:2] == ["llm", "layers"] else ".".join(parts[:-1])
 
 
 def _half(precision: Precision) -> Precision:
     return precision if precision == "float32" else "float16"
 
 
-def _pack_block(block: nn.Module, precision: Precision) -> None:
-    assert isinstance(block, Block)
+def _pack_block(block: Block, precision: Precision) -> None:
     block.self_attn = PackedAttention(block.self_attn, precision)  # type: ignore[assignment]
     block.mlp = PackedMLP(block.mlp, precision)  # type: ignore[assignment]
 
@@ -138,6 +140,8 @@ def _pack_embedding(decoder: Decoder, precision: Precision) -> None:
         decoder.embed_tokens = HalfEmbedding(weight)  # type: ignore[assignment]
         if decoder.lm_head is None:
             decoder.lm_head = pack_linear(weight, None, "float16")  # type: ignore[assignment]
-    elif decoder.lm_head is None:
+        return
+    weight.data = weight.data.float()
+    if decoder.lm_head is None:
         # Both the table and the head. Column by column, a CPU reads it twice as fast for one token; values stay.
         weight.data = weight.data.t().contiguous().t()

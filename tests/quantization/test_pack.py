@@ -7,10 +7,11 @@ import torch
 from torch import nn
 
 from llava.checkpoints.gguf import GgufLlm
-from llava.config import DecoderConfig
-from llava.models.decoder import Decoder
+from llava.config import LlavaConfig
+from llava.models.llava import LlavaModel
+from llava.quantization.footprint import footprint
 from llava.quantization.linears import Precision
-from llava.quantization.pack import pack_beside, pack_decoder
+from llava.quantization.pack import pack_model
 from tests.conftest import tiny_model
 
 
@@ -20,45 +21,38 @@ from tests.conftest import tiny_model
     ("precision", "tolerance"), [("float32", 1e-5), ("float16", 5e-3), ("int8", 0.2), ("int4", 0.7)]
 )
 @torch.inference_mode()
-def test_a_packed_decoder_gives_the_same_scores(
-    precision: Precision, tolerance: float, tied: bool, biased: bool
+def test_a_packed_model_gives_the_same_scores(
+    smollm2: GgufLlm, precision: Precision, tolerance: float, tied: bool, biased: bool
 ) -> None:
-    config = DecoderConfig(
-        vocab_size=128,
-        hidden_size=64,
-        intermediate_size=128,
-        num_layers=2,
-        num_heads=4,
-        num_kv_heads=2,
-        head_dim=16,
-        rope_theta=10000.0,
-        norm_eps=1e-5,
-        max_positions=64,
-        tie_embeddings=tied,
-        qkv_bias=biased,
-        qk_norm=not biased,
-    )
+    config = tiny_model(smollm2).model.config
+    changes = {"vocab_size": 128, "hidden_size": 64, "intermediate_size": 128, "head_dim": 16, "tie_embeddings": tied}
+    llm = config.llm.model_copy(update={**changes, "qkv_bias": biased, "qk_norm": not biased})
     torch.manual_seed(0)
-    plain = Decoder(config).eval()
-    nn.init.normal_(plain.embed_tokens.weight)
+    plain = LlavaModel(LlavaConfig.model_validate({**config.model_dump(), "llm": llm.model_dump()})).eval()
+    nn.init.normal_(plain.llm.embed_tokens.weight)
     packed = copy.deepcopy(plain)
-    pack_decoder(packed, precision)
+    pack_model(packed, precision)
+    pixels = torch.randn(2, 3, 28, 28)
+    expected = plain.projector(plain.vision(pixels))
+    assert torch.allclose(
+        packed.projector(packed.vision(pixels)), expected, atol=1e-5 if precision == "float32" else 5e-3
+    )
     ids = torch.randint(128, (2, 9))
-    expected = plain.logits(plain(plain.embed_tokens(ids)))
-    found = packed.logits(packed(packed.embed_tokens(ids)))
+    expected = plain.llm.logits(plain.llm(plain.llm.embed_tokens(ids)))
+    found = packed.llm.logits(packed.llm(packed.llm.embed_tokens(ids)))
     # relative to the scores' spread; 8 and 4 bits lose what they lose (docs/precision.md: what it means for answers)
     assert (found - expected).abs().max() < tolerance * expected.std()
     assert not [m for m in packed.modules() if isinstance(m, nn.Linear)]
 
 
-@pytest.mark.parametrize("precision", ["float32", "int4"])
-@torch.inference_mode()
-def test_vision_encoder_and_projector_keep_at_least_sixteen_bits(smollm2: GgufLlm, precision: Precision) -> None:
+def test_the_footprint_counts_every_parameter(smollm2: GgufLlm) -> None:
     model = tiny_model(smollm2).model
-    pixels = torch.randn(2, 3, 28, 28)
-    expected = model.projector(model.vision(pixels))
-    pack_beside(model, precision)
-    assert torch.allclose(
-        model.projector(model.vision(pixels)), expected, atol=1e-5 if precision == "float32" else 5e-3
-    )
-    assert any(isinstance(m, nn.Linear) for m in model.llm.modules())  # not its part
+    parts = footprint(model.config, "float32")
+    assert sum(part.parameters for part in parts.values()) == sum(p.numel() for p in model.parameters())
+    assert sum(part.bytes for part in parts.values()) == 4 * sum(p.numel() for p in model.parameters())
+    sizes = [footprint(model.config, p)["LLM"].bytes for p in ("float32", "float16", "int8", "int4")]
+    table = model.llm.embed_tokens.weight.numel()
+    blocks = sizes[0] - 4 * table
+    assert sizes[1] == pytest.approx(blocks / 2 + 4 * table, rel=0.01)  # a tied head is a copy then
+    assert sizes[2] == pytest.approx(blocks / 4 + 4 * table, rel=0.01)
+    assert sizes[3] == pytest.approx(blocks * 0.15625 + 4 * table, rel=0.01)
