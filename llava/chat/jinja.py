@@ -1,18 +1,20 @@
 """A checkpoint's own chat template, in Jinja, rendered in a sandbox to the same segments as ours.
 
-The template is untrusted: the sandbox denies it every attribute and change of objects, and what it renders is limited.
+The template is untrusted: the sandbox denies it every attribute and change of objects, and its time, its output and the
+texts and lists that it multiplies are limited.
 Source: transformers' `apply_chat_template`, whose environment and variables these are.
 """
 
 import itertools
 import json
 import re
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jinja2
+from jinja2 import nodes
 from jinja2.ext import Extension
-from jinja2.nodes import Node
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -23,6 +25,8 @@ from llava.errors import LlavaError
 IMAGE, VIDEO = "<image>", "<video>"  # what templates write for a picture and a video
 _ESCAPED = {IMAGE: "\ue000", VIDEO: "\ue001"}  # private characters: stand for these words in what the user says
 MAX_TEMPLATE, MAX_RENDERED = 100_000, 10_000_000  # characters
+MAX_SECONDS = 5.0
+_MAX_POWER = 100  # of base and exponent
 
 
 def render_jinja(template: str, messages: Sequence[Message], special: dict[str, str]) -> list[Segment]:
@@ -98,21 +102,62 @@ def jinja_of(template: Template, system: str | None) -> str:
 def _render(template: str, messages: Sequence[Message], special: dict[str, str]) -> str:
     if len(template) > MAX_TEMPLATE:
         raise LlavaError(f"the chat template is over {MAX_TEMPLATE} characters long")
-    environment = ImmutableSandboxedEnvironment(
+    environment = _Environment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
     )
     environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
     environment.globals["raise_exception"] = _raise
     asks = messages[-1].role == "user"
     try:
-        compiled = environment.from_string(template)
+        compiled = environment.from_string(environment.guarded(template))
         said = [_plain(message) for message in messages]
-        text = compiled.render(messages=said, add_generation_prompt=asks, **special)
+        text, length = [], 0
+        for piece in compiled.generate(messages=said, add_generation_prompt=asks, **special):
+            text.append(piece)
+            length += len(piece)
+            if length > MAX_RENDERED:
+                raise LlavaError(f"the chat template renders over {MAX_RENDERED} characters")
     except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError) as error:
         raise LlavaError(f"the chat template fails: {error}") from None
-    if len(text) > MAX_RENDERED:
-        raise LlavaError(f"the chat template renders over {MAX_RENDERED} characters")
-    return text
+    return "".join(text)
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    """The sandbox with a deadline, which every loop and call checks, and limits of what `*` and `**` make."""
+
+    intercepted_binops = frozenset(["*", "**"])
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._deadline = time.monotonic() + MAX_SECONDS
+        self.filters["checked"] = self._checked
+
+    def guarded(self, template: str) -> nodes.Template:
+        """The parsed template, its loops changed so that they end at the deadline."""
+        tree = self.parse(template)
+        for loop in tree.find_all(nodes.For):
+            loop.iter = nodes.Filter(loop.iter, "checked", [], [], None, None)
+        return tree
+
+    def call(self, context: Any, function: Any, /, *arguments: Any, **options: Any) -> Any:
+        self._check()
+        return super().call(context, function, *arguments, **options)
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        self._check()
+        sizes = [abs(side) if isinstance(side, int | float) else len(side) for side in (left, right)]
+        if (operator == "**" and max(sizes) > _MAX_POWER) or (operator == "*" and sizes[0] * sizes[1] > MAX_RENDERED):
+            raise jinja2.TemplateError(f"{operator} makes too much")
+        return super().call_binop(context, operator, left, right)
+
+    def _checked(self, items: Iterable[Any]) -> Iterator[Any]:
+        for item in items:
+            self._check()
+            yield item
+
+    def _check(self) -> None:
+        if time.monotonic() > self._deadline:
+            raise jinja2.TemplateError(f"it takes more than {MAX_SECONDS} seconds")
 
 
 def _raise(message: str) -> None:
@@ -135,7 +180,7 @@ class _Generation(Extension):
 
     tags = {"generation"}  # noqa: RUF012
 
-    def parse(self, parser: Parser) -> list[Node]:
+    def parse(self, parser: Parser) -> list[nodes.Node]:
         next(parser.stream)
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 

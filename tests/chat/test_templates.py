@@ -8,6 +8,8 @@ import mistral_common
 import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from llava.chat import jinja
+from llava.chat.jinja import render_jinja
 from llava.chat.messages import Image, Message
 from llava.chat.templates import TEMPLATES, ImageSlot, Text, get_template, render
 from llava.checkpoints.gguf import GgufLlm
@@ -144,3 +146,27 @@ def test_a_conversation_that_does_not_alternate_is_refused(turns: list[Message])
 def test_an_unknown_template_lists_the_choices() -> None:
     with pytest.raises(LlavaError, match="choose one of: plain, chatml, qwen_1_5"):
         get_template("vicuna")
+
+
+@pytest.mark.parametrize(
+    ("hostile", "message"),
+    [
+        ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "takes more than"),
+        ("{% macro f(n) %}{{ f(n - 1) }}{{ f(n - 1) }}{% endmacro %}{{ f(30) }}", "takes more than|recursion"),
+        ("{{ 'a' * 10 ** 9 }}", "makes too much"),
+        ("{{ 10 ** 10 ** 10 }}", "makes too much"),
+        ("{% for a in range(99999) %}{{ 'a' * 1000 }}{% endfor %}", "renders over 10000000 characters"),
+        ("{{ messages.__class__.__mro__ }}", "unsafe|undefined|access"),
+        ("{{ messages.append(1) }}", "not safe|unsafe|not callable"),
+    ],
+)
+def test_a_hostile_template_is_stopped(monkeypatch: pytest.MonkeyPatch, hostile: str, message: str) -> None:
+    monkeypatch.setattr(jinja, "MAX_SECONDS", 0.2)
+    with pytest.raises(LlavaError, match=message):
+        render_jinja(hostile, [Message.user("Hi")], {})
+
+
+def test_a_guarded_loop_still_knows_its_place() -> None:
+    text = "{% for m in messages %}{{ loop.index }} of {{ loop.length }}{{ '.' if loop.last else ', ' }}{% endfor %}"
+    turns = [Message.user("a"), Message.assistant("b"), Message.user("c")]
+    assert jinja._render(text, turns, {}) == "1 of 3, 2 of 3, 3 of 3."
