@@ -5,20 +5,23 @@ W + alpha / r * B @ A (Hu et al. 2021). Oracle: `peft`'s own merge (tests/checkp
 
 import json
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
 from pathlib import Path
 
 from torch import Tensor
 
 from llava.checkpoints.files import read_safetensors, read_torch
 from llava.errors import LlavaError
+from llava.quantization.pack import Packer
 
 _PREFIX, _A, _B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
 _UNSUPPORTED = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "fan_in_fan_out", "modules_to_save")
 
 
-def read_adapter(folder: Path) -> dict[str, Callable[[], Tensor]]:
-    """What the adapter in `folder` adds to each module's weight, by the module's name; computed when called.
+Factors = tuple[Tensor, Tensor]  # A (r, in) and B (out, r), scaled: B @ A is what is added to a weight
+
+
+def read_adapter(folder: Path) -> dict[str, Factors]:
+    """The factors of what the adapter in `folder` adds to each module's weight, by the module's name.
 
     Raises LlavaError for a damaged adapter, or one of a kind not supported.
     """
@@ -33,19 +36,15 @@ def read_adapter(folder: Path) -> dict[str, Callable[[], Tensor]]:
             raise LlavaError(f"{path}: {key} is not supported, only plain LoRA is")
     binary = folder / "adapter_model.bin"
     tensors = read_torch(binary) if binary.exists() else read_safetensors(folder / "adapter_model.safetensors")
-    deltas: dict[str, Callable[[], Tensor]] = {}
+    factors: dict[str, Factors] = {}
     for name in sorted(name for name in tensors if name.endswith(_A)):
         a, b = tensors.pop(name), tensors.pop(name.replace(_A, _B), None)
         if b is None or a.dim() != 2 or b.dim() != 2 or b.shape[1] != a.shape[0]:
             raise LlavaError(f"{folder}: adapter tensor '{name}' has no partner that fits; is it damaged?")
-        deltas[name.removeprefix(_PREFIX).removesuffix(_A)] = partial(_product, a, b, scale)
+        factors[name.removeprefix(_PREFIX).removesuffix(_A)] = (a.float(), b.float() * scale)
     if tensors:
         raise LlavaError(f"{folder}: adapter tensors that match nothing: {', '.join(sorted(tensors)[:5])}")
-    return deltas
-
-
-def _product(a: Tensor, b: Tensor, scale: float) -> Tensor:
-    return (b.float() @ a.float()) * scale
+    return factors
 
 
 def with_adapter(tensors: Iterable[tuple[str, Tensor]], folder: Path) -> Iterator[tuple[str, Tensor]]:
@@ -53,17 +52,33 @@ def with_adapter(tensors: Iterable[tuple[str, Tensor]], folder: Path) -> Iterato
 
     Raises LlavaError as `read_adapter` does, and for adapter tensors that match nothing.
     """
-    deltas = read_adapter(folder)
+    factors = read_adapter(folder)
     for name, tensor in tensors:
-        if delta := deltas.pop(name.removesuffix(".weight"), None):
-            added = delta()
-            if added.shape != tensor.shape:
-                raise _misfit(folder, name)
-            tensor = tensor.float() + added
+        if pair := factors.pop(name.removesuffix(".weight"), None):
+            a, b = pair
+            if (len(b), a.shape[1]) != tensor.shape:
+                raise misfit(folder, name)
+            tensor = tensor.float() + b @ a
         yield name, tensor
-    for name in deltas:
-        raise _misfit(folder, name)
+    for name in factors:
+        raise misfit(folder, name)
 
 
-def _misfit(folder: Path, name: str) -> LlavaError:
+def adapted(
+    tensors: Iterable[tuple[str, Tensor]], folder: Path, packer: Packer | None, rename: Callable[[str], str | None]
+) -> Iterator[tuple[str, Tensor]]:
+    """As `with_adapter`; but a packer of 4 bits gets the adapter, to keep it beside what it packs.
+
+    rename: the adapter's names to the model's.
+    """
+    if packer is None or packer.precision != "int4":
+        return with_adapter(tensors, folder)
+    for name, factors in read_adapter(folder).items():
+        if not packer.adapt(rename(name) or "", factors):
+            raise misfit(folder, name)
+    return iter(tensors)
+
+
+def misfit(folder: Path, name: str) -> LlavaError:
+    """The error for a tensor of an adapter that has no place."""
     return LlavaError(f"{folder}: adapter tensor '{name}' does not fit the model; is it for another base?")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from llava.checkpoints import hf, native, original
-from llava.checkpoints.adapters import with_adapter
+from llava.checkpoints.adapters import adapted
 from llava.checkpoints.gguf import open_gguf
 from llava.checkpoints.hf_config import read_json
 from llava.checkpoints.native import CONFIG, Loaded, build_processor
@@ -76,10 +76,9 @@ def _load_original(folder: Path, template: str | None, precision: Precision | No
     tensors: Iterator[tuple[str, Tensor]] = (
         pair for pair in stream_tensors(weight_files(base)) if rename(pair[0]) not in trained_names
     )
-    if trained.name == original.LORA:
-        tensors = with_adapter(tensors, folder)
     tensors = itertools.chain(tensors, stream_tensors([trained]))
-    model = _stream(config, folder, tensors, rename, precision, tower_may_be_outside=True)
+    adapter = folder if trained.name == original.LORA else None
+    model = _stream(config, folder, tensors, rename, precision, tower_may_be_outside=True, adapter=adapter)
     return _loaded(model, _tokenizer_folder(folder), prefer_sentencepiece=True)
 
 
@@ -135,6 +134,7 @@ def _stream(
     rename: Rename,
     precision: Precision | None,
     tower_may_be_outside: bool = False,
+    adapter: Path | None = None,
 ) -> LlavaModel:
     with torch.device("meta"):
         model = LlavaModel(config)
@@ -152,6 +152,8 @@ def _stream(
         return tower_may_be_outside and name.startswith("vision.")
 
     packer = Packer(model, precision) if precision else None
+    if adapter is not None:
+        tensors = adapted(tensors, adapter, packer, original.rename)
     if absent := load_streamed(model, tensors, wanted, folder, may_be_outside, packer):
         _load_tower(model, folder, absent, packer)
     return model.requires_grad_(False).eval()

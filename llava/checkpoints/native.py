@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from llava.checkpoints.adapters import with_adapter
+from llava.checkpoints.adapters import adapted
 from llava.checkpoints.files import load_strict, read_safetensors, write_safetensors
 from llava.checkpoints.gguf import open_gguf
 from llava.checkpoints.stream import load_streamed, stream_tensors
@@ -88,9 +88,9 @@ def load_base(
         tensors, source = base.tensors(), base.path
         if trained is not None and (trained / LLM).exists():
             tensors, source = stream_tensors([trained / LLM]), trained / LLM
-        if trained is not None and (trained / ADAPTER).exists():
-            tensors = with_adapter(tensors, trained / ADAPTER)
         packer = Packer(model, precision) if precision else None
+        if trained is not None and (trained / ADAPTER).exists():
+            tensors = adapted(tensors, trained / ADAPTER, packer, lambda name: f"llm.{name}")
         load_streamed(model.llm, tensors, str, source, packer=packer, prefix="llm.")
     model.projector = build_projector(config.projector, model.vision.feature_size, config.llm.hidden_size)
     processor = build_processor(config, base.tokenizer, model.vision.num_tokens)

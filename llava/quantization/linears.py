@@ -2,7 +2,8 @@
 
 float32  oneDNN's blocked layout; exact
 float16  stored in half precision, computed in float32 (FBGEMM); exact for weights published in half precision
-int8     a scale for each output; inputs are rounded to 7 bits, each row by its own largest value
+int8     a scale for each output; inputs are rounded to 8 bits, each row by its own largest value. On CPUs without VNNI
+         the kernel's sums of two products are cut at 16 bits: where two neighbours are near their largest at once
 int4     a scale and an offset for each 32 inputs of an output; inputs in bfloat16
 
 Every row of an input is computed on its own terms: what else is in the batch does not change it (in float32 and float16
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 Precision = Literal["float32", "float16", "int8", "int4"]
 
 GROUP = 32  # inputs that share a scale in int4
-_LEVELS = 63  # of inputs in int8, to each side: with 8 bits the kernel's 16-bit sums overflow on CPUs without VNNI
+_LEVELS = 127  # of inputs in int8, to each side
 _SMALLEST = 1e-12  # a scale; for rows of zeros
 
 

@@ -6,7 +6,7 @@ float32. q, k and v become one matrix, gate and up another. Oracle: the decoder 
 
 import ctypes
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -17,14 +17,16 @@ from llava.models.decoder import MLP, Attention, Block, Decoder
 from llava.models.llava import LlavaModel
 from llava.quantization.linears import Precision, pack_linear
 
+Factors = Mapping[nn.Module, tuple[Tensor, Tensor]]  # of LoRAs: A (r, in) and B (out, r) of some linear layers
+
 
 class PackedAttention(nn.Module):
     """`Attention` with q, k and v from one matrix."""
 
-    def __init__(self, attention: Attention, precision: Precision) -> None:
+    def __init__(self, attention: Attention, precision: Precision, factors: Factors) -> None:
         super().__init__()
-        self.qkv = _joined((attention.q_proj, attention.k_proj, attention.v_proj), precision)
-        self.out = _joined((attention.o_proj,), precision)
+        self.qkv = _joined((attention.q_proj, attention.k_proj, attention.v_proj), precision, factors)
+        self.out = _joined((attention.o_proj,), precision, factors)
         self.inner = attention
         for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
             delattr(attention, name)
@@ -37,14 +39,27 @@ class PackedAttention(nn.Module):
 class PackedMLP(nn.Module):
     """`MLP` with gate and up from one matrix."""
 
-    def __init__(self, mlp: MLP, precision: Precision) -> None:
+    def __init__(self, mlp: MLP, precision: Precision, factors: Factors) -> None:
         super().__init__()
-        self.gate_up = _joined((mlp.gate_proj, mlp.up_proj), precision)
-        self.down = _joined((mlp.down_proj,), precision)
+        self.gate_up = _joined((mlp.gate_proj, mlp.up_proj), precision, factors)
+        self.down = _joined((mlp.down_proj,), precision, factors)
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.gate_up(x).chunk(2, dim=-1)
         out: Tensor = self.down(F.silu(gate).mul_(up))
+        return out
+
+
+class AdaptedLinear(nn.Module):
+    """A packed layer with a LoRA beside it: its 4 bits would round away most of what an adapter learned."""
+
+    def __init__(self, layer: nn.Module, down: Tensor, up: Tensor) -> None:
+        super().__init__()
+        self.layer = layer
+        self.down, self.up = pack_linear(down, None, "float16"), pack_linear(up, None, "float16")
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.layer(x).add_(self.up(self.down(x)))
         return out
 
 
@@ -59,15 +74,23 @@ class HalfEmbedding(nn.Module):
         return F.embedding(ids, self.weight).float()
 
 
-def _joined(layers: Sequence[nn.Linear], precision: Precision) -> nn.Module:
+def _joined(layers: Sequence[nn.Linear], precision: Precision, factors: Factors) -> nn.Module:
     """One packed layer that gives what `layers` give, one after the other. They lose their weights."""
+    sizes = [len(layer.weight) for layer in layers]
     biases: list[Tensor] = [layer.bias for layer in layers if layer.bias is not None]
     weights: list[Tensor] = [layer.weight for layer in layers]
     for layer in layers:
         del layer.weight
     weight = torch.cat(weights) if len(weights) > 1 else weights[0]
     weights.clear()
-    return pack_linear(weight, torch.cat(biases) if biases else None, precision)
+    packed = pack_linear(weight, torch.cat(biases) if biases else None, precision)
+    if not any(layer in factors for layer in layers):
+        return packed
+    pairs = [
+        factors.get(layer, (torch.empty(0), torch.empty(size, 0))) for layer, size in zip(layers, sizes, strict=True)
+    ]
+    downs, ups = [down for down, _ in pairs if len(down)], [up for _, up in pairs]
+    return AdaptedLinear(packed, torch.cat(downs), torch.block_diag(*ups))  # type: ignore[no-untyped-call]
 
 
 class Packer:
@@ -77,10 +100,22 @@ class Packer:
     """
 
     def __init__(self, model: LlavaModel, precision: Precision) -> None:
-        self._model, self._precision = model, precision
+        self._model, self.precision = model, precision
+        self._factors: dict[nn.Module, tuple[Tensor, Tensor]] = {}
         self._missing: dict[str, set[str]] = {}
         for name in model.state_dict():
             self._missing.setdefault(_part(name), set()).add(name)
+
+    def adapt(self, name: str, factors: tuple[Tensor, Tensor]) -> bool:
+        """Let the linear layer of this name have a LoRA beside it: A (r, in), B (out, r). False: it does not fit."""
+        try:
+            layer = self._model.get_submodule(name)
+        except AttributeError:
+            return False
+        if not isinstance(layer, nn.Linear) or (len(factors[1]), factors[0].shape[1]) != layer.weight.shape:
+            return False
+        self._factors[layer] = factors
+        return True
 
     def takes(self, name: str) -> bool:
         """Whether the tensor of this name is packed in the end, and so may come in any floating-point type."""
@@ -97,13 +132,13 @@ class Packer:
         path, _, leaf = part.rpartition(".")
         module = self._model.get_submodule(part)
         if isinstance(module, Block):
-            _pack_block(module, self._precision)
+            _pack_block(module, self.precision, self._factors)
             _give_back()
         elif part == "llm.embed_tokens":
-            _pack_embedding(self._model.llm, self._precision)
+            _pack_embedding(self._model.llm, self.precision)
             _give_back()
         elif isinstance(module, nn.Linear):
-            setattr(self._model.get_submodule(path), leaf, _joined((module,), _half(self._precision)))
+            setattr(self._model.get_submodule(path), leaf, _joined((module,), _half(self.precision), {}))
 
 
 def pack_model(model: LlavaModel, precision: Precision) -> None:
@@ -129,9 +164,9 @@ def _half(precision: Precision) -> Precision:
     return precision if precision == "float32" else "float16"
 
 
-def _pack_block(block: Block, precision: Precision) -> None:
-    block.self_attn = PackedAttention(block.self_attn, precision)  # type: ignore[assignment]
-    block.mlp = PackedMLP(block.mlp, precision)  # type: ignore[assignment]
+def _pack_block(block: Block, precision: Precision, factors: Factors) -> None:
+    block.self_attn = PackedAttention(block.self_attn, precision, factors)  # type: ignore[assignment]
+    block.mlp = PackedMLP(block.mlp, precision, factors)  # type: ignore[assignment]
 
 
 def _pack_embedding(decoder: Decoder, precision: Precision) -> None:

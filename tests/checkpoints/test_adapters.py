@@ -8,12 +8,13 @@ import peft
 import pytest
 import torch
 
-from llava.checkpoints.adapters import with_adapter
+from llava.checkpoints.adapters import adapted, read_adapter, with_adapter
 from llava.checkpoints.files import read_safetensors, write_safetensors
 from llava.checkpoints.gguf import GgufLlm
 from llava.errors import LlavaError
 from llava.models.decoder import Decoder
 from llava.models.llava import LlavaModel
+from llava.quantization.pack import PackedAttention, Packer
 from llava.train.recipe import Recipe
 from llava.train.stages import prepare, save_trained
 from tests.conftest import tiny_model
@@ -52,6 +53,34 @@ def test_merging_gives_the_logits_of_pefts_unmerged_model(trained: tuple[Decoder
     base.load_state_dict(dict(with_adapter(base.state_dict().items(), folder)))
     assert not torch.allclose(base(x), before, atol=1e-2)
     assert torch.allclose(base(x), model.llm.eval()(x), atol=1e-4)
+
+
+@torch.inference_mode()
+def test_in_four_bits_an_adapter_stays_beside_its_base(
+    trained: tuple[Decoder, LlavaModel, Path], smollm2: GgufLlm
+) -> None:
+    """What the adapter adds is the same as in 16 bits, whatever the base's weights are rounded to."""
+    _, _, folder = trained
+    plain = tiny_model(smollm2).model  # of the same seed as the one that was trained
+    x = torch.randn(1, 9, 48, generator=torch.Generator().manual_seed(0))
+    packed: dict[bool, torch.Tensor] = {}
+    for with_lora in (False, True):
+        copied = copy.deepcopy(plain)
+        packer = Packer(copied, "int4")
+        if with_lora:
+            list(adapted([], folder, packer, lambda name: f"llm.{name}"))
+        for name in copied.state_dict():
+            packer.arrived(name)
+        first = copied.llm.layers[0].self_attn
+        assert isinstance(first, PackedAttention)
+        packed[with_lora] = first.qkv(x)
+    factors = read_adapter(folder)
+    pairs = [factors[f"layers.0.self_attn.{part}_proj"] for part in "qkv"]
+    added = torch.cat([x @ (b @ a).T for a, b in pairs], dim=-1)
+    assert torch.allclose(packed[True] - packed[False], added, atol=5e-3)
+    packer = Packer(copy.deepcopy(plain), "int4")
+    with pytest.raises(LlavaError, match="does not fit the model"):
+        adapted([], folder, packer, lambda name: f"llm.other.{name}")
 
 
 def test_peft_loads_what_we_save(trained: tuple[Decoder, LlavaModel, Path]) -> None:

@@ -30,7 +30,7 @@ def effective_weight(weight: Tensor, precision: Precision) -> Tensor:
 
 def effective_input(x: Tensor, precision: Precision) -> Tensor:
     if precision == "int8":
-        scale = x.abs().amax(-1, keepdim=True) / 63
+        scale = x.abs().amax(-1, keepdim=True) / 127
         return (x / scale).round() * scale
     return x.bfloat16().float() if precision == "int4" else x
 
