@@ -96,7 +96,7 @@ def _joined(layers: Sequence[nn.Linear], precision: Precision, factors: Factors)
 class Packer:
     """Packs the parts of a model, each when its last weight has arrived: a block of the decoder, or a linear layer.
 
-    Embedding, head, vision encoder and projector keep 16 bits.
+    Embedding and head keep 16 bits. The vision encoder and the projector stay in the type that they were stored in.
     """
 
     def __init__(self, model: LlavaModel, precision: Precision) -> None:
@@ -138,7 +138,9 @@ class Packer:
             _pack_embedding(self._model.llm, self.precision)
             _give_back()
         elif isinstance(module, nn.Linear):
-            setattr(self._model.get_submodule(path), leaf, _joined((module,), _half(self.precision), {}))
+            wide = part != "llm.lm_head" and module.weight.dtype == torch.float32
+            kept: Precision = "float32" if wide else _half(self.precision)
+            setattr(self._model.get_submodule(path), leaf, _joined((module,), kept, {}))
 
 
 def pack_model(model: LlavaModel, precision: Precision) -> None:
