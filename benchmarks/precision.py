@@ -22,7 +22,7 @@ from llava.engine.sampling import Sampling
 from llava.eval.benchmarks import easy_vqa
 from llava.quantization.footprint import PRECISIONS, footprint
 
-WINDOW, WINDOWS, ANSWERS, LENGTH = 512, 16, 40, 32  # tokens, how many of them, prompts, tokens of an answer
+WINDOW, ANSWERS, LENGTH = 512, 40, 32  # tokens of a piece of text, prompts, tokens of an answer
 
 
 def text() -> str:
@@ -31,15 +31,15 @@ def text() -> str:
 
 
 @torch.inference_mode()
-def perplexity(assistant: Assistant) -> float:
-    """Of WINDOWS pieces of the text, each seen alone."""
-    ids = assistant.processor.tokenizer.encode(text()[: WINDOW * WINDOWS * 6])[0]
+def perplexity(assistant: Assistant, windows: int) -> float:
+    """Of some pieces of the text, each seen alone."""
+    ids = assistant.processor.tokenizer.encode(text()[: WINDOW * windows * 6])[0]
     llm, total = assistant.model.llm, 0.0
-    for start in range(0, WINDOW * WINDOWS, WINDOW):
+    for start in range(0, WINDOW * windows, WINDOW):
         window = torch.tensor([ids[start : start + WINDOW]])
         scores = llm.logits(llm(llm.embed_tokens(window)))[0, :-1]
         total += float(torch.nn.functional.cross_entropy(scores, window[0, 1:]))
-    return math.exp(total / WINDOWS)
+    return math.exp(total / windows)
 
 
 def answers(assistant: Assistant) -> list[list[int]]:
@@ -69,6 +69,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="llava-smol")
     parser.add_argument("--questions", type=int, default=500)
+    parser.add_argument("--windows", type=int, default=16, help=f"pieces of {WINDOW} tokens for the perplexity")
     options = parser.parse_args()
     columns = ["precision", "weights (MB)", "perplexity", "equal answers", "tokens until they part", "easy-VQA"]
     print(f"| {' | '.join(columns)} |\n{'| --- ' * len(columns)}|")
@@ -82,12 +83,15 @@ def main() -> None:
         cells = [
             precision,
             f"{size:.0f}",
-            f"{perplexity(assistant):.2f}",
+            f"{perplexity(assistant, options.windows):.2f}",
             f"{lengths.count(LENGTH) / len(lengths):.0%}",
         ]
         cells += [f"{sum(lengths) / len(lengths):.1f} of {LENGTH}", f"{accuracy(assistant, options.questions):.1%}"]
         print(f"| {' | '.join(cells)} |", flush=True)
-    print(f"\n{WINDOW * WINDOWS} tokens of text, {ANSWERS} answers, {options.questions} questions", file=sys.stderr)
+    print(
+        f"\n{WINDOW * options.windows} tokens of text, {ANSWERS} answers, {options.questions} questions",
+        file=sys.stderr,
+    )
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "llava/embedded/llava-smol/README.md"]
-ELSEWHERE = ("make ",)  # CI itself runs these targets (.ci/run), or they are `make llava-smol`
+# CI itself runs the make targets (.ci/run), or they are `make llava-smol`; peers take ten minutes to compile
+ELSEWHERE = ("make ", "benchmarks/peers.sh", "python benchmarks/engine.py")
 SHORTER = {  # arguments added to a command, by how it begins
     "llava eval": ["--limit", "10", "--output", "{tmp}/eval", "--restart"],
     "llava train recipes/llava-smol-align.yaml": [
@@ -33,6 +34,10 @@ SHORTER = {  # arguments added to a command, by how it begins
     "python scripts/easy_vqa_data.py": ["{tmp}/data"],
     "python scripts/parity.py": ["{tmp}/parity.md", "--configs", "1", "--images", "3"],
     "python benchmarks/chat.py": ["--repeats", "1"],
+    "python benchmarks/soak.py": ["--requests", "100"],
+    "python benchmarks/precision.py": ["--questions", "5", "--windows", "1"],
+    "python scripts/random_model.py": ["{tmp}/random", "--layers", "1"],
+    "python benchmarks/memory.py": ["{tmp}/random", "--precision", "int8", "--tokens", "2"],
 }
 
 
@@ -73,7 +78,7 @@ def tmp(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_shown_command_runs(command: str, tmp: Path) -> None:
     words = shlex.split(command)
     extra = next((arguments for start, arguments in SHORTER.items() if command.startswith(start)), [])
-    if extra and command.startswith("python scripts/"):
+    if extra and command.startswith(("python scripts/", "python benchmarks/memory.py")):
         words = words[:2]
     words += [word.replace("{tmp}", str(tmp)) for word in extra]
     if words[:2] == ["llava", "train"] and "--dry-run" not in words:

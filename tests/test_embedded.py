@@ -80,3 +80,13 @@ def test_eval_command_writes_summary_and_answers_and_the_control_falls(tmp_path:
         accuracy[name] = summary["results"]["all"]["accuracy"]
     assert accuracy["right"] >= 0.9  # of 40 questions about a few pictures; of all 9,673 it is 98.8%
     assert accuracy["shuffled"] <= 0.8  # of so few questions; of all it is far less
+
+
+def test_merged_into_its_base_it_is_one_whole_model_that_answers_the_same(tmp_path: Path) -> None:
+    done = run("merge", "llava-smol", str(tmp_path / "whole"))
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "whole" / "model.safetensors").stat().st_size > 500_000_000
+    question = ("--image", str(SHAPE), "--prompt", "what color is the shape?")
+    assert run("chat", str(tmp_path / "whole"), *question).stdout.strip() == "blue"
+    done = run("merge", str(tmp_path / "whole"), str(tmp_path / "again"))
+    assert done.returncode == 2 and "there is nothing to merge" in done.stderr

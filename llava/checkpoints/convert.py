@@ -16,6 +16,7 @@ from torch import Tensor
 from llava.chat.jinja import jinja_of
 from llava.chat.templates import JINJA, get_template
 from llava.checkpoints import hf, original
+from llava.checkpoints.fast_tokenizer import fast_from_sentencepiece
 from llava.checkpoints.files import write_safetensors
 from llava.checkpoints.hf_config import read_json
 from llava.checkpoints.load import Rename, tower_folder
@@ -112,6 +113,8 @@ def _write_original(source: Source, folder: Path, target: Path) -> None:
 
 def _write_hf(source: Source, folder: Path, tokens: dict[str, int]) -> None:
     config, rows = source.config, source.config.llm.vocab_size
+    if not (folder / "tokenizer.json").exists() and (fast := fast_from_sentencepiece(folder / "tokenizer.model")):
+        write_text(folder / "tokenizer.json", fast.to_str())
     free = max([rows, *(token + 1 for token in tokens.values())])
     new = [name for name in (_IMAGE, _PAD, *([_VIDEO] if config.video else [])) if name not in tokens]
     added = {} if _IMAGE in tokens else {name: free + index for index, name in enumerate(new)}

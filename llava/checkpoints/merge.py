@@ -1,5 +1,6 @@
-"""A LoRA folder of the original layout, folded into its base and written as one whole model."""
+"""A LoRA folded into its base and written as one whole model: a folder of the original layout, or what we trained."""
 
+import json
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -15,9 +16,11 @@ from llava.checkpoints.load import base_of, load_checkpoint
 from llava.checkpoints.native import CONFIG
 from llava.checkpoints.stream import stream_tensors, weight_files
 from llava.checkpoints.tokenizer_files import FILES
+from llava.config import load_config
 from llava.errors import LlavaError
-from llava.files import atomic_folder
+from llava.files import atomic_folder, write_text
 from llava.models.llava import LlavaModel
+from llava.tokenizer import FastTokenizer
 
 _PROBE = 16  # tokens on which both are compared
 _TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 1.0}  # of logits, by how weights are rounded
@@ -28,6 +31,8 @@ def merge(folder: Path, target: Path) -> float:
 
     Weights keep the base's type. Raises LlavaError when the folder is no LoRA folder, or the logits differ.
     """
+    if "layout" in read_json(folder / CONFIG):
+        return _merge_native(folder, target)
     if not (folder / original.LORA).exists() or not original.is_original(read_json(folder / CONFIG)):
         raise LlavaError(f"{folder}: not a LoRA folder of the original layout; expected {original.LORA} in it")
     base = base_of(folder)
@@ -55,6 +60,26 @@ def merge(folder: Path, target: Path) -> float:
         allowed = max(_TOLERANCE.get(kind, 1.0) for kind in types)
         if not difference <= allowed:
             raise LlavaError(f"{folder}: merged, logits differ by {difference:.3g}, more than {allowed}")
+    return difference
+
+
+def _merge_native(folder: Path, target: Path) -> float:
+    """The same for a folder of the native layout that stands on base parts: their weights become part of it."""
+    if load_config(folder / CONFIG).base is None:
+        raise LlavaError(f"{folder}: is a whole model; there is nothing to merge")
+    loaded = load_checkpoint(folder)
+    config, tokenizer = loaded.model.config, loaded.processor.tokenizer
+    assert isinstance(tokenizer, FastTokenizer)  # a GGUF file's
+    with atomic_folder(target) as written:
+        whole = config.model_copy(update={"base": None})
+        write_text(written / CONFIG, whole.model_dump_json(indent=2, exclude_none=True) + "\n")
+        tokenizer.backend.save(str(written / "tokenizer.json"))
+        eos = tokenizer.decode([tokenizer.eos_id], keep_special=True)
+        write_text(written / "tokenizer_config.json", json.dumps({"eos_token": eos}) + "\n")
+        write_shards(written, iter(loaded.model.state_dict().items()), str)
+        difference = float((_logits(load_checkpoint(written).model) - _logits(loaded.model)).abs().max())
+        if not difference <= _TOLERANCE[torch.float32]:
+            raise LlavaError(f"{folder}: merged, logits differ by {difference:.3g}")
     return difference
 
 

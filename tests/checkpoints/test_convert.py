@@ -1,5 +1,6 @@
 """Conversions: every pair of layouts, bit-equal there and back, and read by transformers."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import transformers
 from safetensors.torch import load_file
 
 from llava.assistant import Assistant
+from llava.chat.messages import Image, Message
+from llava.chat.templates import Text
 from llava.checkpoints import convert as module
 from llava.checkpoints.convert import Layout, convert, open_source
 from llava.checkpoints.load import load_checkpoint
@@ -82,6 +85,13 @@ def test_the_hf_output_loads_in_transformers(tmp_path: Path, family: str) -> Non
     assert not told["missing_keys"] and not told["unexpected_keys"]
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     assert tokenizer.convert_tokens_to_ids("<image>") == theirs.config.image_token_index == 32000
+    again = load_checkpoint(tmp_path / "out").processor
+    messages = [Message.user(Image(noise(44, 44)), "What is this?")]
+    text = "".join(part.text if isinstance(part, Text) else "<image>" for part in again.segments(messages))
+    once = [
+        next(group) for _, group in itertools.groupby(again.prompt(messages).ids, lambda i: i if i < 0 else object())
+    ]
+    assert tokenizer(text).input_ids == [32000 if token < 0 else token for token in once]
     ours = Assistant(load_checkpoint(original, "vicuna_v1"))
     prompt, views, expected = asked(ours, noise(44, 44))
     ids = torch.tensor([[32000 if token < 0 else token for token in prompt.ids]])

@@ -1,0 +1,75 @@
+"""The engine behind a thread gives what the engine gives, to many readers at once."""
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+
+from llava.assistant import Assistant
+from llava.chat.messages import Message
+from llava.checkpoints.native import Loaded
+from llava.engine.background import BackgroundEngine
+from llava.engine.engine import Engine
+from llava.engine.request import Request
+from llava.engine.sampling import Sampling
+from llava.errors import LlavaError
+
+
+@pytest.fixture
+def shell(tiny: Loaded) -> Iterator[tuple[BackgroundEngine, Engine, Assistant]]:
+    engine = Engine(tiny.model)
+    background = BackgroundEngine(engine)
+    yield background, engine, Assistant(tiny)
+    background.close()
+
+
+async def collect(background: BackgroundEngine, request: Request, count: int) -> list[int]:
+    return [token async for token in background.stream(request, Sampling(count))]
+
+
+def test_readers_at_once_get_their_own_answers(shell: tuple[BackgroundEngine, Engine, Assistant]) -> None:
+    background, _, assistant = shell
+    requests = [assistant.request([Message.user(f"Say {n}")]) for n in range(6)]
+
+    async def ask() -> list[list[int]]:
+        return await asyncio.gather(*(collect(background, request, 3 + n) for n, request in enumerate(requests)))
+
+    expected = [list(assistant._engine.stream(request, Sampling(3 + n))) for n, request in enumerate(requests)]
+    assert asyncio.run(ask()) == expected
+    assert asyncio.run(ask()) == expected  # from another event loop
+
+
+def test_a_reader_that_leaves_ends_its_request(shell: tuple[BackgroundEngine, Engine, Assistant]) -> None:
+    background, engine, assistant = shell
+    request = assistant.request([Message.user("Say something long")])
+
+    async def leave() -> None:
+        stream = background.stream(request, Sampling(400))
+        async for _ in stream:
+            break
+        await stream.aclose()  # type: ignore[attr-defined]
+        await collect(background, request, 1)  # whatever was asked before has been heeded by now
+
+    asyncio.run(leave())
+    assert not engine.scheduler.running and not engine.scheduler.waiting
+
+
+def test_errors_reach_the_reader(shell: tuple[BackgroundEngine, Engine, Assistant]) -> None:
+    background, _, assistant = shell
+    request = assistant.request([Message.user("word " * 600)])
+    with pytest.raises(LlavaError, match="context holds 512"):
+        asyncio.run(collect(background, request, 3))
+    assert len(asyncio.run(collect(background, assistant.request([Message.user("Hi")]), 3))) == 3
+
+
+def test_closing_tells_those_who_wait(tiny: Loaded) -> None:
+    background = BackgroundEngine(Engine(tiny.model))
+    request = Assistant(tiny).request([Message.user("Say something long")])
+
+    async def wait() -> None:
+        stream = background.stream(request, Sampling(400))
+        async for _ in stream:
+            await asyncio.to_thread(background.close)
+
+    with pytest.raises(LlavaError, match="the engine was closed"):
+        asyncio.run(wait())
