@@ -196,4 +196,6 @@ def _from_hub(name: str) -> Path:
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise LlavaError(f"'{name}' is no folder, and cannot be fetched from the hub: {reason}") from None
+    except Exception as error:  # noqa: BLE001  of whichever HTTP library the installed version uses
+        raise LlavaError(f"'{name}': the download broke off ({error}); the same command goes on from there") from None
     return folder
