@@ -31,7 +31,8 @@ def load(
 
     template: a chat template's name, where the checkpoint does not say which it was trained with.
     device: where it runs, as PyTorch names it ("cpu", "cuda:1"); by default a GPU where there is one.
-    precision: how weights are stored: "float32", "float16" (computed in float32), "int8" or "int4"; by default 16 bits.
+    precision: how weights are stored: "float32", "float16" (on a CPU computed in float32), "int8" or "int4"
+        (CPU only); by default 16 bits.
     progress: called with (what, bytes so far, bytes in all) while parts are fetched.
     Raises LlavaError for an unknown name or a damaged model.
     """
@@ -47,6 +48,9 @@ def load(
         template = PUBLISHED[name].template  # which the checkpoint itself does not say
     place = torch.device(device) if device else default_device()
     packed = (precision or "float16") if place.type == "cpu" else None
+    if packed is None and precision in ("int8", "int4"):
+        raise LlavaError(f"{precision} is for CPUs so far; on {place} choose float16 or float32")
     loaded = load_checkpoint(model_folder(name), progress or quiet, template, packed)
-    loaded.model.to(place)
+    if packed is None:  # a GPU computes in the type that it stores; the original's inference is in float16
+        loaded.model.to(place, torch.float32 if precision == "float32" else torch.float16)
     return Assistant(loaded)

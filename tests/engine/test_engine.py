@@ -123,3 +123,15 @@ def test_stop_strings_end_an_answer(tiny: Loaded) -> None:
     assert len(stop) == 3
     assert assistant.chat(messages, max_new_tokens=12, stop=[stop]) == whole[: whole.find(stop)].strip()
     assert "".join(assistant.stream(messages, max_new_tokens=12)).strip() == whole
+
+
+def test_a_model_that_computes_in_half_precision_runs_through(smollm2: GgufLlm, picture: Callable[..., Path]) -> None:
+    """As on a GPU: every tensor on the way has the model's type. (Here on the CPU, where it is only slow.)"""
+    loaded = tiny_model(smollm2)
+    loaded.model.to(torch.bfloat16)
+    assistant = Assistant(loaded)
+    messages = [Message.user(Image(picture("a.png")), "What is this?")]
+    assert assistant._engine.scheduler._dtype == torch.bfloat16
+    first = ids_of(assistant, messages, 4)
+    assert len(first) == 4
+    assert ids_of(assistant, [*messages, Message.assistant("a cat"), Message.user("Sure?")], 3)
