@@ -22,7 +22,7 @@ from llava.engine.sampling import Sampling
 from llava.eval.benchmarks import easy_vqa
 from llava.quantization.footprint import PRECISIONS, footprint
 
-WINDOW, ANSWERS, LENGTH = 512, 40, 32  # tokens of a piece of text, prompts, tokens of an answer
+WINDOW, LENGTH = 512, 32  # tokens of a piece of text and of an answer
 
 
 def text() -> str:
@@ -42,9 +42,9 @@ def perplexity(assistant: Assistant, windows: int) -> float:
     return math.exp(total / windows)
 
 
-def answers(assistant: Assistant) -> list[list[int]]:
+def answers(assistant: Assistant, count: int) -> list[list[int]]:
     """Greedy answers to sentences of the text."""
-    sentences = [line for line in text().split(". ") if 40 < len(line) < 200][:ANSWERS]
+    sentences = [line for line in text().split(". ") if 40 < len(line) < 200][:count]
     requests = [replace(assistant.request([Message.user(line)]), stop_ids=frozenset()) for line in sentences]
     return [one.output for one in assistant._engine.generate(requests, Sampling(LENGTH))]
 
@@ -69,6 +69,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="llava-smol")
     parser.add_argument("--questions", type=int, default=500)
+    parser.add_argument("--answers", type=int, default=40, help="greedy answers that are compared")
     parser.add_argument("--windows", type=int, default=16, help=f"pieces of {WINDOW} tokens for the perplexity")
     options = parser.parse_args()
     columns = ["precision", "weights (MB)", "perplexity", "equal answers", "tokens until they part", "easy-VQA"]
@@ -76,7 +77,7 @@ def main() -> None:
     expected: list[list[int]] = []
     for precision in PRECISIONS:
         assistant = llava.load(options.model, device="cpu", precision=precision)
-        found = answers(assistant)
+        found = answers(assistant, options.answers)
         expected = expected or found
         lengths = [agreement(a, b) for a, b in zip(found, expected, strict=True)]
         size = sum(part.bytes for part in footprint(assistant.model.config, precision).values()) / 1e6
@@ -89,7 +90,7 @@ def main() -> None:
         cells += [f"{sum(lengths) / len(lengths):.1f} of {LENGTH}", f"{accuracy(assistant, options.questions):.1%}"]
         print(f"| {' | '.join(cells)} |", flush=True)
     print(
-        f"\n{WINDOW * options.windows} tokens of text, {ANSWERS} answers, {options.questions} questions",
+        f"\n{WINDOW * options.windows} tokens of text, {options.answers} answers, {options.questions} questions",
         file=sys.stderr,
     )
 

@@ -54,7 +54,7 @@ def main() -> None:
             tokens, reused = tokens + len(one.output), reused + one.usage.reused_tokens
             if one.error:
                 sys.exit(f"a request failed: {one.error}")
-            if ended % (options.requests // 10) == 0:
+            if ended % max(1, options.requests // 10) == 0:
                 print(f"{ended} requests, {time.perf_counter() - start:.0f} s, {resident():.0f} MB", flush=True)
     prefixes, total = engine.scheduler.prefixes, engine.scheduler.limits.blocks
     whole = prefixes.take(total)  # forgets what is kept

@@ -9,7 +9,6 @@ It is for measuring memory and speed: shard by shard, so that it needs little me
 import argparse
 import json
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -54,7 +53,7 @@ def main() -> None:
         shutil.copyfile(TOKENIZER, folder / "tokenizer.model")
         write_shards(folder, tensors(config), original_name, int(options.shard * 1e9))
     size = sum(file.stat().st_size for file in options.target.glob("*.safetensors"))
-    print(f"{options.target}: {size / 1e9:.2f} GB", file=sys.stderr)
+    print(f"{options.target}: {size / 1e9:.2f} GB")
 
 
 if __name__ == "__main__":

@@ -34,8 +34,8 @@ SHORTER = {  # arguments added to a command, by how it begins
     "python scripts/easy_vqa_data.py": ["{tmp}/data"],
     "python scripts/parity.py": ["{tmp}/parity.md", "--configs", "1", "--images", "3"],
     "python benchmarks/chat.py": ["--repeats", "1"],
-    "python benchmarks/soak.py": ["--requests", "100"],
-    "python benchmarks/precision.py": ["--questions", "5", "--windows", "1"],
+    "python benchmarks/soak.py": ["--requests", "20"],
+    "python benchmarks/precision.py": ["--questions", "2", "--windows", "1", "--answers", "3"],
     "python scripts/random_model.py": ["{tmp}/random", "--layers", "1"],
     "python benchmarks/memory.py": ["{tmp}/random", "--precision", "int8", "--tokens", "2"],
 }
