@@ -42,10 +42,9 @@ def load(
     from llava.checkpoints.load import load_checkpoint
     from llava.checkpoints.native import default_device
     from llava.fetch import quiet
-    from llava.registry import PUBLISHED, model_folder
+    from llava.registry import model_folder, published_template
 
-    if template is None and name in PUBLISHED and PUBLISHED[name].layout == "original":
-        template = PUBLISHED[name].template  # which the checkpoint itself does not say
+    template = template or published_template(name)
     place = torch.device(device) if device else default_device()
     packed = (precision or "float16") if place.type == "cpu" else None
     if packed is None and precision in ("int8", "int4"):

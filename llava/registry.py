@@ -160,6 +160,13 @@ PUBLISHED = {
     )
 }
 
+
+def published_template(name: str) -> str | None:
+    """The template of a published model whose checkpoint itself does not say it: one of the original layout."""
+    model = PUBLISHED.get(name)
+    return model.template if model is not None and model.layout == "original" else None
+
+
 _TRAINED = ("mm_projector.bin", "non_lora_trainables.bin")
 # What a checkpoint is made of, in any layout: first all but whole models in `.bin`, which safetensors make needless.
 _FIRST = ("*.json", "*.jinja", "*.safetensors", "tokenizer.model", "adapter_model.bin", *_TRAINED)

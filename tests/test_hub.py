@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from llava.registry import published_template
 from scripts.random_checkpoints import write_checkpoint
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
@@ -131,3 +132,10 @@ def test_an_unknown_id_is_one_clear_line(hub: Hub, tmp_path: Path) -> None:
     assert "'someone/else' is no folder, and cannot be fetched from the hub" in done.stderr
     done = llava(hub, tmp_path / "home", "chat", "someone/else", "--prompt", "hi", HF_HUB_OFFLINE="1")
     assert done.returncode == 2 and "cannot be fetched from the hub" in done.stderr
+
+
+def test_the_template_of_the_originals_is_known_by_their_id() -> None:
+    assert published_template("liuhaotian/llava-v1.6-34b") == "chatml_direct"
+    assert published_template("liuhaotian/llava-llama-2-13b-chat-lightning-preview") == "llava_llama_2"
+    assert published_template("llava-hf/llava-1.5-7b-hf") is None  # it brings its own
+    assert published_template(NAME) is None

@@ -11,13 +11,10 @@ from torch import Tensor
 
 from llava.checkpoints.files import read_safetensors, read_torch
 from llava.errors import LlavaError
-from llava.quantization.pack import Packer
+from llava.quantization.pack import Factors, Packer
 
 _PREFIX, _A, _B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
 _UNSUPPORTED = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "fan_in_fan_out", "modules_to_save")
-
-
-Factors = tuple[Tensor, Tensor]  # A (r, in) and B (out, r), scaled: B @ A is what is added to a weight
 
 
 def read_adapter(folder: Path) -> dict[str, Factors]:

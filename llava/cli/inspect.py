@@ -51,7 +51,7 @@ def run(
 
     from llava.checkpoints.load import open_processor
     from llava.cli.progress import bars
-    from llava.registry import PUBLISHED, model_folder
+    from llava.registry import PUBLISHED, model_folder, published_template
 
     console = Console(soft_wrap=True, highlight=False)
     chosen = [one for one in PRECISIONS if precision in (None, one)]
@@ -60,7 +60,7 @@ def run(
         _show_parts(console, f"{model} (by its published shape; nothing was fetched)", PUBLISHED[model].shape(), chosen)
         return
     with bars() as progress:
-        config, processor = open_processor(model_folder(model), progress.bytes, template)
+        config, processor = open_processor(model_folder(model), progress.bytes, template or published_template(model))
     _show_parts(console, model, config, chosen)
     console.print(f"template: {config.template}, system text: {processor.system_text()!r}", markup=False)
     console.print(f"image: {config.image.size} px, {config.image.aspect}")

@@ -26,7 +26,7 @@ _SMALLEST = 1e-12  # a scale; for rows of zeros
 
 
 class Float32Linear(nn.Module):
-    """Weights in oneDNN's own layout: for a few rows twice as fast as the plain one."""
+    """Weights in oneDNN's own layout, which it reads faster than the plain one."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()

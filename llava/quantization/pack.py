@@ -17,16 +17,17 @@ from llava.models.decoder import MLP, Attention, Block, Decoder
 from llava.models.llava import LlavaModel
 from llava.quantization.linears import Precision, pack_linear
 
-Factors = Mapping[nn.Module, tuple[Tensor, Tensor]]  # of LoRAs: A (r, in) and B (out, r) of some linear layers
+Factors = tuple[Tensor, Tensor]  # of a LoRA: A (r, in) and B (out, r), scaled; B @ A is added to a weight
+Adapters = Mapping[nn.Module, Factors]  # linear layers and their LoRAs
 
 
 class PackedAttention(nn.Module):
     """`Attention` with q, k and v from one matrix."""
 
-    def __init__(self, attention: Attention, precision: Precision, factors: Factors) -> None:
+    def __init__(self, attention: Attention, precision: Precision, adapters: Adapters) -> None:
         super().__init__()
-        self.qkv = _joined((attention.q_proj, attention.k_proj, attention.v_proj), precision, factors)
-        self.out = _joined((attention.o_proj,), precision, factors)
+        self.qkv = _joined((attention.q_proj, attention.k_proj, attention.v_proj), precision, adapters)
+        self.out = _joined((attention.o_proj,), precision, adapters)
         self.inner = attention
         for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
             delattr(attention, name)
@@ -39,10 +40,10 @@ class PackedAttention(nn.Module):
 class PackedMLP(nn.Module):
     """`MLP` with gate and up from one matrix."""
 
-    def __init__(self, mlp: MLP, precision: Precision, factors: Factors) -> None:
+    def __init__(self, mlp: MLP, precision: Precision, adapters: Adapters) -> None:
         super().__init__()
-        self.gate_up = _joined((mlp.gate_proj, mlp.up_proj), precision, factors)
-        self.down = _joined((mlp.down_proj,), precision, factors)
+        self.gate_up = _joined((mlp.gate_proj, mlp.up_proj), precision, adapters)
+        self.down = _joined((mlp.down_proj,), precision, adapters)
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.gate_up(x).chunk(2, dim=-1)
@@ -74,7 +75,7 @@ class HalfEmbedding(nn.Module):
         return F.embedding(ids, self.weight).float()
 
 
-def _joined(layers: Sequence[nn.Linear], precision: Precision, factors: Factors) -> nn.Module:
+def _joined(layers: Sequence[nn.Linear], precision: Precision, adapters: Adapters) -> nn.Module:
     """One packed layer that gives what `layers` give, one after the other. They lose their weights."""
     sizes = [len(layer.weight) for layer in layers]
     biases: list[Tensor] = [layer.bias for layer in layers if layer.bias is not None]
@@ -84,10 +85,10 @@ def _joined(layers: Sequence[nn.Linear], precision: Precision, factors: Factors)
     weight = torch.cat(weights) if len(weights) > 1 else weights[0]
     weights.clear()
     packed = pack_linear(weight, torch.cat(biases) if biases else None, precision)
-    if not any(layer in factors for layer in layers):
+    if not any(layer in adapters for layer in layers):
         return packed
     pairs = [
-        factors.get(layer, (torch.empty(0), torch.empty(size, 0))) for layer, size in zip(layers, sizes, strict=True)
+        adapters.get(layer, (torch.empty(0), torch.empty(size, 0))) for layer, size in zip(layers, sizes, strict=True)
     ]
     downs, ups = [down for down, _ in pairs if len(down)], [up for _, up in pairs]
     return AdaptedLinear(packed, torch.cat(downs), torch.block_diag(*ups))  # type: ignore[no-untyped-call]
@@ -101,12 +102,12 @@ class Packer:
 
     def __init__(self, model: LlavaModel, precision: Precision) -> None:
         self._model, self.precision = model, precision
-        self._factors: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+        self._adapters: dict[nn.Module, Factors] = {}
         self._missing: dict[str, set[str]] = {}
         for name in model.state_dict():
             self._missing.setdefault(_part(name), set()).add(name)
 
-    def adapt(self, name: str, factors: tuple[Tensor, Tensor]) -> bool:
+    def adapt(self, name: str, factors: Factors) -> bool:
         """Let the linear layer of this name have a LoRA beside it: A (r, in), B (out, r). False: it does not fit."""
         try:
             layer = self._model.get_submodule(name)
@@ -114,7 +115,7 @@ class Packer:
             return False
         if not isinstance(layer, nn.Linear) or (len(factors[1]), factors[0].shape[1]) != layer.weight.shape:
             return False
-        self._factors[layer] = factors
+        self._adapters[layer] = factors
         return True
 
     def takes(self, name: str) -> bool:
@@ -132,7 +133,7 @@ class Packer:
         path, _, leaf = part.rpartition(".")
         module = self._model.get_submodule(part)
         if isinstance(module, Block):
-            _pack_block(module, self.precision, self._factors)
+            _pack_block(module, self.precision, self._adapters)
             _give_back()
         elif part == "llm.embed_tokens":
             _pack_embedding(self._model.llm, self.precision)
@@ -166,9 +167,9 @@ def _half(precision: Precision) -> Precision:
     return precision if precision == "float32" else "float16"
 
 
-def _pack_block(block: Block, precision: Precision, factors: Factors) -> None:
-    block.self_attn = PackedAttention(block.self_attn, precision, factors)  # type: ignore[assignment]
-    block.mlp = PackedMLP(block.mlp, precision, factors)  # type: ignore[assignment]
+def _pack_block(block: Block, precision: Precision, adapters: Adapters) -> None:
+    block.self_attn = PackedAttention(block.self_attn, precision, adapters)  # type: ignore[assignment]
+    block.mlp = PackedMLP(block.mlp, precision, adapters)  # type: ignore[assignment]
 
 
 def _pack_embedding(decoder: Decoder, precision: Precision) -> None:
