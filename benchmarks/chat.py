@@ -45,6 +45,7 @@ from llava.engine.sampling import Sampling
 from llava.models.llava import IMAGE_TOKEN
 from llava.processor import Processor
 from llava.quantization.linears import Precision
+from llava.quantization.pack import Storage
 from llava.registry import model_folder
 
 PROMPT, DECODED, ANSWER = 512, 64, 16  # tokens: the long prompt; its answer; an answer at most, in a history
@@ -59,7 +60,7 @@ class Ours:
     """The package's engine, driven as `Assistant` drives it."""
 
     def __init__(self, model: Path, precision: Precision) -> None:
-        self.assistant = Assistant(load_native(model, precision=precision))
+        self.assistant = Assistant(load_native(model, storage=Storage(precision)))
         self.processor = self.assistant.processor
 
     def reset(self) -> None:

@@ -27,6 +27,7 @@ def measure(model: str, precision: str, tokens: int) -> list[str]:
     import llava
     from llava.engine.sampling import Sampling
     from llava.quantization.footprint import peak_bytes
+    from llava.quantization.pack import Storage
 
     start = time.perf_counter()
     assistant = llava.load(model, device="cpu", precision=precision)  # type: ignore[arg-type]
@@ -35,7 +36,7 @@ def measure(model: str, precision: str, tokens: int) -> list[str]:
     request = replace(assistant.request([llava.Message.user(picture, QUESTION)]), stop_ids=frozenset())
     start = time.perf_counter()
     times = [time.perf_counter() - start for _ in assistant._engine.stream(request, Sampling(tokens))]
-    predicted = peak_bytes(assistant.model.config, precision)  # type: ignore[arg-type]
+    predicted = peak_bytes(assistant.model.config, Storage(precision))  # type: ignore[arg-type]
     figures = [predicted / MEGABYTE, loaded, peak(), loading, times[0], (tokens - 1) / (times[-1] - times[0])]
     return [precision, *(f"{figure:.0f}" for figure in figures[:3]), *(f"{figure:.1f}" for figure in figures[3:])]
 

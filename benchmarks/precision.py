@@ -21,6 +21,7 @@ from llava.assistant import Assistant
 from llava.engine.sampling import Sampling
 from llava.eval.benchmarks import easy_vqa
 from llava.quantization.footprint import PRECISIONS, footprint
+from llava.quantization.pack import Storage
 
 WINDOW, LENGTH = 512, 32  # tokens of a piece of text and of an answer
 
@@ -80,7 +81,7 @@ def main() -> None:
         found = answers(assistant, options.answers)
         expected = expected or found
         lengths = [agreement(a, b) for a, b in zip(found, expected, strict=True)]
-        size = sum(part.bytes for part in footprint(assistant.model.config, precision).values()) / 1e6
+        size = sum(part.bytes for part in footprint(assistant.model.config, Storage(precision)).values()) / 1e6
         cells = [
             precision,
             f"{size:.0f}",

@@ -24,6 +24,7 @@ def load(
     *,
     device: str | None = None,
     precision: "Precision | None" = None,
+    beside_8bit: bool = False,
     template: str | None = None,
     progress: "Progress | None" = None,
 ) -> "Assistant":
@@ -33,6 +34,7 @@ def load(
     device: where it runs, as PyTorch names it ("cpu", "cuda:1"); by default a GPU where there is one.
     precision: how weights are stored: "float32", "float16" (on a CPU computed in float32), "int8" or "int4"
         (CPU only); by default 16 bits.
+    beside_8bit: store the vision tower, the projector and the LLM's head in 8 bits too (CPU only).
     progress: called with (what, bytes so far, bytes in all) while parts are fetched.
     Raises LlavaError for an unknown name or a damaged model.
     """
@@ -42,12 +44,13 @@ def load(
     from llava.checkpoints.load import load_checkpoint
     from llava.checkpoints.native import default_device
     from llava.fetch import quiet
+    from llava.quantization.pack import Storage
     from llava.registry import model_folder, published_template
 
     template = template or published_template(name)
     place = torch.device(device) if device else default_device()
-    packed = (precision or "float16") if place.type == "cpu" else None
-    if packed is None and precision in ("int8", "int4"):
+    packed = Storage(precision or "float16", beside_8bit) if place.type == "cpu" else None
+    if packed is None and (beside_8bit or precision in ("int8", "int4")):
         raise LlavaError(f"{precision} is for CPUs so far; on {place} choose float16 or float32")
     loaded = load_checkpoint(model_folder(name), progress or quiet, template, packed)
     if packed is None:  # a GPU computes in the type that it stores; the original's inference is in float16

@@ -44,6 +44,11 @@ def read_adapter(folder: Path) -> dict[str, Factors]:
     return factors
 
 
+def adapter_parameters(folder: Path) -> int:
+    """How many parameters the adapter in `folder` has. Raises LlavaError as `read_adapter` does."""
+    return sum(a.numel() + b.numel() for a, b in read_adapter(folder).values())
+
+
 def with_adapter(tensors: Iterable[tuple[str, Tensor]], folder: Path) -> Iterator[tuple[str, Tensor]]:
     """The tensors of a base, with the adapter in `folder` folded in; weights that it changes are float32.
 
@@ -68,7 +73,7 @@ def adapted(
 
     rename: the adapter's names to the model's.
     """
-    if packer is None or packer.precision != "int4":
+    if packer is None or packer.storage.precision != "int4":
         return with_adapter(tensors, folder)
     for name, factors in read_adapter(folder).items():
         if not packer.adapt(rename(name) or "", factors):

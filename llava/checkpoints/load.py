@@ -20,8 +20,7 @@ from llava.fetch import Progress, quiet, resolve
 from llava.models.llava import LlavaModel
 from llava.models.vision import build_vision_encoder
 from llava.processor import Processor
-from llava.quantization.linears import Precision
-from llava.quantization.pack import Packer
+from llava.quantization.pack import Packer, Storage
 from llava.registry import model_folder
 from llava.tokenizer import Tokenizer
 
@@ -29,22 +28,22 @@ Rename = Callable[[str], str | None]
 
 
 def load_checkpoint(
-    folder: Path, progress: Progress = quiet, template: str | None = None, precision: Precision | None = None
+    folder: Path, progress: Progress = quiet, template: str | None = None, storage: Storage | None = None
 ) -> Loaded:
     """A model and its processor from a folder of the native, hf or original layout. Raises LlavaError.
 
     template: a name, where the checkpoint does not say which it was trained with, or to overrule it.
-    precision: pack the linear layers for inference on a CPU, as they are read; None leaves the plain float32 model.
+    storage: pack the linear layers for inference on a CPU, as they are read; None leaves the plain float32 model.
     """
     values = read_json(folder / CONFIG)
     if "layout" in values:
-        loaded = _load_native(folder, progress, precision)
+        loaded = _load_native(folder, progress, storage)
         return Loaded(loaded.model, loaded.processor.with_template(template)) if template else loaded
     if original.is_original(values):
-        return _load_original(folder, template, precision)
+        return _load_original(folder, template, storage)
     if values.get("model_type") in hf.MODEL_TYPES:
         config, tensors = hf.read_config(folder, template), stream_tensors(weight_files(folder))
-        model = _stream(config, folder, tensors, hf.rename, precision)
+        model = _stream(config, folder, tensors, hf.rename, storage)
         return _loaded(model, folder, prefer_sentencepiece=False)
     raise LlavaError(
         f"{folder / CONFIG}: not a LLaVA model; expected the key 'layout' (native), 'mm_vision_tower' (original), or "
@@ -52,20 +51,20 @@ def load_checkpoint(
     )
 
 
-def _load_native(folder: Path, progress: Progress, precision: Precision | None) -> Loaded:
+def _load_native(folder: Path, progress: Progress, storage: Storage | None) -> Loaded:
     config = load_config(folder / CONFIG)
     if config.base is not None:
-        return native.load_native(folder, progress, precision)
-    model = _stream(config, folder, stream_tensors(weight_files(folder)), str, precision)
+        return native.load_native(folder, progress, storage)
+    model = _stream(config, folder, stream_tensors(weight_files(folder)), str, storage)
     return _loaded(model, folder, prefer_sentencepiece=not (folder / "tokenizer.json").exists())
 
 
-def _load_original(folder: Path, template: str | None, precision: Precision | None) -> Loaded:
+def _load_original(folder: Path, template: str | None, storage: Storage | None) -> Loaded:
     config = original.read_config(folder, template)
     trained = next((folder / n for n in (original.LORA, original.PROJECTOR) if (folder / n).exists()), None)
     if trained is None:
         whole = stream_tensors(weight_files(folder))
-        model = _stream(config, folder, whole, original.rename, precision, tower_may_be_outside=True)
+        model = _stream(config, folder, whole, original.rename, storage, tower_may_be_outside=True)
         return _loaded(model, folder, prefer_sentencepiece=True)
     base = base_of(folder)
 
@@ -78,7 +77,7 @@ def _load_original(folder: Path, template: str | None, precision: Precision | No
     )
     tensors = itertools.chain(tensors, stream_tensors([trained]))
     adapter = folder if trained.name == original.LORA else None
-    model = _stream(config, folder, tensors, rename, precision, tower_may_be_outside=True, adapter=adapter)
+    model = _stream(config, folder, tensors, rename, storage, tower_may_be_outside=True, adapter=adapter)
     return _loaded(model, _tokenizer_folder(folder), prefer_sentencepiece=True)
 
 
@@ -132,7 +131,7 @@ def _stream(
     folder: Path,
     tensors: Iterable[tuple[str, Tensor]],
     rename: Rename,
-    precision: Precision | None,
+    storage: Storage | None,
     tower_may_be_outside: bool = False,
     adapter: Path | None = None,
 ) -> LlavaModel:
@@ -151,7 +150,7 @@ def _stream(
     def may_be_outside(name: str) -> bool:
         return tower_may_be_outside and name.startswith("vision.")
 
-    packer = Packer(model, precision) if precision else None
+    packer = Packer(model, storage) if storage else None
     if adapter is not None:
         tensors = adapted(tensors, adapter, packer, original.rename)
     if absent := load_streamed(model, tensors, wanted, folder, may_be_outside, packer):

@@ -27,8 +27,7 @@ from llava.files import write_text
 from llava.models.llava import LlavaModel
 from llava.models.projectors import build_projector
 from llava.processor import Processor
-from llava.quantization.linears import Precision
-from llava.quantization.pack import Packer
+from llava.quantization.pack import Packer, Storage
 from llava.tokenizer import Tokenizer
 
 CONFIG, PROJECTOR, LLM, ADAPTER = "config.json", "projector.safetensors", "llm.safetensors", "adapter"
@@ -47,17 +46,17 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def load_native(folder: Path, progress: Progress = quiet, precision: Precision | None = None) -> Loaded:
+def load_native(folder: Path, progress: Progress = quiet, storage: Storage | None = None) -> Loaded:
     """Load a folder of the native layout, fetching the base parts where they are missing. Raises LlavaError.
 
-    precision: pack the linear layers for inference on a CPU; None leaves the plain model, as training needs it.
+    storage: pack the linear layers for inference on a CPU; None leaves the plain model, as training needs it.
     """
     config = load_config(folder / CONFIG)
-    loaded = load_base(config, progress, folder, precision)
+    loaded = load_base(config, progress, folder, storage)
     model = loaded.model
     load_strict(model.projector, read_safetensors(folder / PROJECTOR), folder / PROJECTOR)
-    if precision:
-        packer = Packer(model, precision)
+    if storage:
+        packer = Packer(model, storage)
         for name in model.state_dict():
             if not name.startswith("llm."):
                 packer.arrived(name)
@@ -68,7 +67,7 @@ def load_base(
     config: LlavaConfig,
     progress: Progress = quiet,
     trained: Path | None = None,
-    precision: Precision | None = None,
+    storage: Storage | None = None,
     with_llm: bool = True,
 ) -> Loaded:
     """The pre-trained parts that `config` names, with a freshly initialised projector. Raises LlavaError.
@@ -88,7 +87,7 @@ def load_base(
         tensors, source = base.tensors(), base.path
         if trained is not None and (trained / LLM).exists():
             tensors, source = stream_tensors([trained / LLM]), trained / LLM
-        packer = Packer(model, precision) if precision else None
+        packer = Packer(model, storage) if storage else None
         if trained is not None and (trained / ADAPTER).exists():
             tensors = adapted(tensors, trained / ADAPTER, packer, lambda name: f"llm.{name}")
         load_streamed(model.llm, tensors, str, source, packer=packer, prefix="llm.")

@@ -8,6 +8,7 @@ import typer
 
 from llava.chat.messages import Message, Visual
 from llava.cli.options import (
+    Beside8bitOption,
     DtypeOption,
     FpsOption,
     FramesOption,
@@ -51,6 +52,7 @@ def run(
     dtype: DtypeOption = None,
     load_8bit: Load8bitOption = False,
     load_4bit: Load4bitOption = False,
+    beside_8bit: Beside8bitOption = False,
     max_new_tokens: Annotated[int, typer.Option(help="The longest answer, in tokens.")] = 512,
     temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.0,
     top_p: Annotated[float, typer.Option(help="Sample from the likeliest tokens that make up this probability.")] = 1.0,
@@ -70,7 +72,9 @@ def run(
 
     sampling = Sampling(max_new_tokens, temperature, top_p, top_k, seed)
     with bars() as progress:
-        assistant = llava.load(model, precision=precision, template=template, progress=progress.bytes)
+        assistant = llava.load(
+            model, precision=precision, beside_8bit=beside_8bit, template=template, progress=progress.bytes
+        )
     conversation: list[Message] = []
     if prompt is not None:
         if interactive:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llava.cli.options import DtypeOption, Load4bitOption, Load8bitOption, precision_of
+from llava.cli.options import Beside8bitOption, DtypeOption, Load4bitOption, Load8bitOption, precision_of
 from llava.errors import LlavaError
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ def run(
     dtype: DtypeOption = None,
     load_8bit: Load8bitOption = False,
     load_4bit: Load4bitOption = False,
+    beside_8bit: Beside8bitOption = False,
     restart: Annotated[bool, typer.Option("--restart", help="Forget earlier answers in the output folder.")] = False,
 ) -> None:
     """See HELP."""
@@ -50,7 +51,11 @@ def run(
     from llava.eval import runner
     from llava.eval.benchmarks import easy_vqa
 
-    suffix = ("-shuffled" if shuffle_images else "") + (f"-{precision}" if precision else "")
+    suffix = (
+        ("-shuffled" if shuffle_images else "")
+        + (f"-{precision}" if precision else "")
+        + ("-beside8" if beside_8bit else "")
+    )
     where = output or Path("runs/eval") / f"{benchmark}-{folder.name}{suffix}{f'-{limit}' if limit else ''}"
     settings = {
         "benchmark": benchmark,
@@ -59,6 +64,7 @@ def run(
         "limit": limit,
         "shuffle_images": shuffle_images,
         "precision": precision or "float16",
+        "beside_8bit": beside_8bit,
     }
     if restart:
         (where / runner.SETTINGS).unlink(missing_ok=True)
@@ -66,7 +72,7 @@ def run(
         questions = easy_vqa.load_questions("test", progress.bytes)
         if shuffle_images:
             questions = easy_vqa.shuffle_images(questions)
-        assistant = llava.load(model, precision=precision, progress=progress.bytes)
+        assistant = llava.load(model, precision=precision, beside_8bit=beside_8bit, progress=progress.bytes)
         answers = runner.evaluate(
             assistant,
             easy_vqa.choose(questions, limit),

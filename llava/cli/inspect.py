@@ -5,7 +5,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llava.chat.messages import Image, Message
-from llava.cli.options import FpsOption, FramesOption, ImageOption, TemplateOption, VideoOption, open_visuals
+from llava.cli.options import (
+    Beside8bitOption,
+    FpsOption,
+    FramesOption,
+    ImageOption,
+    TemplateOption,
+    VideoOption,
+    open_visuals,
+)
 from llava.errors import LlavaError
 from llava.media.tiling import TiledLayout
 
@@ -41,6 +49,7 @@ def run(
     prompt: Annotated[str | None, typer.Option(help="A question.")] = None,
     template: TemplateOption = None,
     precision: Annotated[str | None, typer.Option(help="Show memory for float32, float16, int8 or int4 only.")] = None,
+    beside_8bit: Beside8bitOption = False,
 ) -> None:
     """See HELP."""
     if precision is not None and precision not in PRECISIONS:
@@ -49,7 +58,9 @@ def run(
 
     from rich.console import Console
 
+    from llava.checkpoints.adapters import adapter_parameters
     from llava.checkpoints.load import open_processor
+    from llava.checkpoints.native import ADAPTER
     from llava.cli.progress import bars
     from llava.registry import PUBLISHED, model_folder, published_template
 
@@ -57,21 +68,33 @@ def run(
     chosen = [one for one in PRECISIONS if precision in (None, one)]
     asked = prompt is not None or bool(visuals)
     if model in PUBLISHED and not asked:
-        _show_parts(console, f"{model} (by its published shape; nothing was fetched)", PUBLISHED[model].shape(), chosen)
+        _show_parts(
+            console,
+            f"{model} (by its published shape; nothing was fetched)",
+            PUBLISHED[model].shape(),
+            chosen,
+            beside_8bit,
+            0,
+        )
         return
     with bars() as progress:
-        config, processor = open_processor(model_folder(model), progress.bytes, template or published_template(model))
-    _show_parts(console, model, config, chosen)
+        folder = model_folder(model)
+        config, processor = open_processor(folder, progress.bytes, template or published_template(model))
+    adapter = adapter_parameters(folder / ADAPTER) if (folder / ADAPTER).exists() else 0
+    _show_parts(console, model, config, chosen, beside_8bit, adapter)
     console.print(f"template: {config.template}, system text: {processor.system_text()!r}", markup=False)
     console.print(f"image: {config.image.size} px, {config.image.aspect}")
     if asked:
         _show_prompt(console, processor, [Message.user(*visuals, *([prompt] if prompt else []))])
 
 
-def _show_parts(console: "Console", name: str, config: "LlavaConfig", chosen: "Sequence[Precision]") -> None:
+def _show_parts(
+    console: "Console", name: str, config: "LlavaConfig", chosen: "Sequence[Precision]", beside_8bit: bool, adapter: int
+) -> None:
     from rich.table import Table
 
     from llava.quantization.footprint import cache_bytes, footprint, peak_bytes
+    from llava.quantization.pack import Storage
 
     what = {
         "vision encoder": config.vision.type + (f", from {config.base.vision}" if config.base else ""),
@@ -79,7 +102,8 @@ def _show_parts(console: "Console", name: str, config: "LlavaConfig", chosen: "S
         "LLM": f"{config.llm.num_layers} layers, width {config.llm.hidden_size}, context {config.llm.max_positions}"
         + (f", from {config.base.llm}" if config.base else ""),
     }
-    sizes = {precision: footprint(config, precision) for precision in chosen}
+    storages = {precision: Storage(precision, beside_8bit) for precision in chosen}
+    sizes = {precision: footprint(config, storage, adapter) for precision, storage in storages.items()}
     table = Table(title=name)
     for column in ("part", "parameters", *chosen):
         table.add_column(column, justify="left" if column == "part" else "right", no_wrap=True)
@@ -91,7 +115,11 @@ def _show_parts(console: "Console", name: str, config: "LlavaConfig", chosen: "S
     totals = [sum(part.bytes for part in sizes[precision].values()) for precision in chosen]
     count = sum(part.parameters for part in first.values())
     table.add_row("all", f"{count:,}", *(f"{total / 1e6:.1f} MB" for total in totals))
-    table.add_row("peak of loading", "", *(f"{peak_bytes(config, precision) / 1e6:.0f} MB" for precision in chosen))
+    table.add_row(
+        "peak of loading",
+        "",
+        *(f"{peak_bytes(config, storage, adapter) / 1e6:.0f} MB" for storage in storages.values()),
+    )
     for part, text in what.items():
         console.print(f"{part}: {text}", markup=False)
     console.print(table)

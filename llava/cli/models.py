@@ -16,16 +16,17 @@ def run() -> None:
     from llava.config import LlavaConfig, load_config
     from llava.memory import total_memory
     from llava.quantization.footprint import PRECISIONS, footprint, peak_bytes
+    from llava.quantization.pack import Storage
     from llava.registry import EMBEDDED, PUBLISHED
 
     memory = total_memory()
 
     def sizes(config: LlavaConfig) -> list[str]:
         """Parameters, and the memory for each precision; green where it fits, red where it does not."""
-        count = sum(part.parameters for part in footprint(config, "float32").values())
+        count = sum(part.parameters for part in footprint(config, Storage("float32")).values())
         cells = [f"{count / 1e9:.1f} B"]
         for precision in PRECISIONS:
-            need = peak_bytes(config, precision)
+            need = peak_bytes(config, Storage(precision))
             fits = need < memory
             cells.append(f"[{'green' if fits else 'red'}]{need / 1e9:.1f} GB{'' if fits else ' ✗'}[/]")
         return cells

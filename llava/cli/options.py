@@ -23,6 +23,10 @@ DtypeOption = Annotated[
 Load8bitOption = Annotated[bool, typer.Option("--load-8bit", help="Store the LLM's weights in 8 bits.")]
 Load4bitOption = Annotated[bool, typer.Option("--load-4bit", help="Store the LLM's weights in 4 bits.")]
 
+Beside8bitOption = Annotated[
+    bool, typer.Option("--beside-8bit", help="Store vision tower, projector and the LLM's head in 8 bits too.")
+]
+
 
 def precision_of(dtype: str | None, load_8bit: bool, load_4bit: bool) -> "Precision | None":
     """What these options ask for; None is the default. Raises LlavaError where they contradict each other."""

@@ -25,7 +25,8 @@ Plan = list[tuple[Generation, int]]  # requests, and how many tokens of each
 
 _KV_BYTES = 4 * 2**30  # at most, unless asked for
 _IMAGE_BYTES = 256 * 2**20  # of pictures' tokens that are kept
-_VIEWS = 16  # of pictures that are encoded at once
+_VIEWS = 16  # of pictures that are encoded at once on a GPU
+_PIXELS = 4 * 224**2  # of the views that are encoded at once on a CPU: what its caches hold (docs/engine.md)
 
 
 class Engine:
@@ -43,6 +44,8 @@ class Engine:
             limits = Limits(blocks=max(1, budget // (slot * BLOCK)))
         self.scheduler = Scheduler(config, model.device, model.dtype, limits)
         self._images: OrderedDict[str, Tensor] = OrderedDict()
+        on_cpu = model.device.type == "cpu"
+        self._views = max(1, _PIXELS // model.config.image.size**2) if on_cpu else _VIEWS
 
     def submit(self, request: Request, sampling: Sampling) -> Generation:
         """Queue a request. Raises LlavaError when its prompt is longer than the model's context."""
@@ -183,7 +186,7 @@ class Engine:
         used = {i.digest for one, tokens in kept for i in _seen(one, one.filled, one.filled + tokens)}
         group: list[tuple[RequestImage, Tensor]] = []
         for pair in needed.values():
-            if group and sum(len(views) for _, views in group) + len(pair[1]) > _VIEWS:
+            if group and sum(len(views) for _, views in group) + len(pair[1]) > self._views:
                 self._encode_group(group)
                 group = []
             group.append(pair)

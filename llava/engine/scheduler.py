@@ -26,7 +26,7 @@ class Limits:
 
     blocks: int  # of keys and values, in all
     running: int = 32  # requests at once
-    step_tokens: int = 512  # of prompts, in a step without running answers
+    step_tokens: int = 1024  # of prompts, in a step without running answers
     shared_tokens: int = 128  # of prompts, in a step with running answers: they wait for it
 
 

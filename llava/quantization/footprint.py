@@ -1,4 +1,4 @@
-"""How much memory a model needs in each precision, from its configuration alone."""
+"""How much memory a model needs, as it is stored, from its configuration alone."""
 
 from dataclasses import dataclass
 
@@ -8,17 +8,11 @@ from torch import nn
 from llava.config import LlavaConfig
 from llava.models.decoder import Decoder
 from llava.models.llava import LlavaModel
-from llava.quantization.linears import GROUP, Precision
+from llava.quantization.linears import Precision, group_of, stored_precision
+from llava.quantization.pack import Storage
 
 PRECISIONS: tuple[Precision, ...] = ("float32", "float16", "int8", "int4")
 _PROCESS = 360_000_000  # bytes of Python, PyTorch and the tokenizer, before any weight (benchmarks/memory.py)
-
-_BYTES = {
-    "float32": 4.0,
-    "float16": 2.0,
-    "int8": 1.0,  # and a scale for each output, which is nothing beside it
-    "int4": 0.5 + 2 * 2 / GROUP,  # and two bfloat16 numbers for each group
-}
 
 
 @dataclass(frozen=True)
@@ -29,22 +23,30 @@ class Part:
     bytes: int
 
 
-def footprint(config: LlavaConfig, precision: Precision) -> dict[str, Part]:
-    """The vision encoder, the projector and the LLM on a CPU, as `llava.quantization.pack` stores them."""
+def footprint(config: LlavaConfig, storage: Storage, adapter: int = 0) -> dict[str, Part]:
+    """The vision encoder, the projector and the LLM on a CPU, as `llava.quantization.pack` stores them.
+
+    adapter: parameters of a LoRA of the LLM; it stays beside weights of 4 bits, and is folded into all others.
+    """
     with torch.device("meta"):
         model = LlavaModel(config)
-    half: Precision = "float32" if precision == "float32" else "float16"
-    return {
-        "vision encoder": _beside(model.vision, half),
-        "projector": _beside(model.projector, half),
-        "LLM": _decoder(model.llm, precision, half),
+    half: Precision = "float32" if storage.precision == "float32" else "float16"
+    beside: Precision = "int8" if storage.beside_8bit else half
+    parts = {
+        "vision encoder": _beside(model.vision, beside),
+        "projector": _beside(model.projector, beside),
+        "LLM": _decoder(model.llm, storage, half),
     }
+    if storage.precision == "int4" and adapter:
+        llm = parts["LLM"]
+        parts["LLM"] = Part(llm.parameters + adapter, llm.bytes + 2 * adapter)
+    return parts
 
 
-def peak_bytes(config: LlavaConfig, precision: Precision) -> int:
+def peak_bytes(config: LlavaConfig, storage: Storage, adapter: int = 0) -> int:
     """The most memory that the process holds while it loads: with its largest matrix in float32, to be packed."""
     largest = config.llm.hidden_size * max(config.llm.vocab_size, 2 * config.llm.intermediate_size)
-    return sum(part.bytes for part in footprint(config, precision).values()) + 4 * largest + _PROCESS
+    return sum(part.bytes for part in footprint(config, storage, adapter).values()) + 4 * largest + _PROCESS
 
 
 def cache_bytes(config: LlavaConfig) -> int:
@@ -53,16 +55,30 @@ def cache_bytes(config: LlavaConfig) -> int:
     return 2 * llm.num_layers * llm.num_kv_heads * llm.head_dim * 4
 
 
+def _weight_bytes(layer: nn.Linear, precision: Precision) -> float:
+    """Of a packed linear layer's weight."""
+    outputs, inputs = layer.weight.shape
+    precision = stored_precision(outputs, inputs, precision)
+    if precision == "int4":  # and two bfloat16 numbers for each group
+        return layer.weight.numel() * (0.5 + 2 * 2 / group_of(inputs))
+    each = {"float32": 4, "float16": 2, "int8": 1}[precision]  # scales of int8 are nothing beside it
+    return layer.weight.numel() * each
+
+
 def _beside(module: nn.Module, precision: Precision) -> Part:
-    linear = sum(layer.weight.numel() for layer in module.modules() if isinstance(layer, nn.Linear))
+    linears = [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
     count = sum(parameter.numel() for parameter in module.parameters())
-    return Part(count, int(linear * _BYTES[precision] + (count - linear) * 4))
+    rest = count - sum(layer.weight.numel() for layer in linears)
+    return Part(count, int(sum(_weight_bytes(layer, precision) for layer in linears) + rest * 4))
 
 
-def _decoder(llm: Decoder, precision: Precision, half: Precision) -> Part:
+def _decoder(llm: Decoder, storage: Storage, half: Precision) -> Part:
     count = sum(parameter.numel() for parameter in llm.parameters())
     table = llm.embed_tokens.weight.numel()
-    blocks = sum(layer.weight.numel() for layer in llm.layers.modules() if isinstance(layer, nn.Linear))
-    tables = 1 if llm.lm_head is None and precision == "float32" else 2  # packed, a tied head is a copy
-    rest = count - blocks - table * (1 if llm.lm_head is None else 2)
-    return Part(count, int(blocks * _BYTES[precision] + tables * table * _BYTES[half] + rest * 4))
+    linears = [layer for layer in llm.layers.modules() if isinstance(layer, nn.Linear)]
+    width = 4 if half == "float32" else 2
+    shared = llm.lm_head is None and storage.head == "float32"  # packed, a tied head is a copy
+    head = 0 if shared else table * {"float32": 4, "float16": 2}.get(storage.head, 1)
+    rest = count - sum(layer.weight.numel() for layer in linears) - table * (1 if llm.lm_head is None else 2)
+    blocks = sum(_weight_bytes(layer, storage.precision) for layer in linears)
+    return Part(count, int(blocks + table * width + head + rest * 4))

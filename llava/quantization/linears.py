@@ -4,7 +4,7 @@ float32  oneDNN's blocked layout; exact
 float16  stored in half precision, computed in float32 (FBGEMM); exact for weights published in half precision
 int8     a scale for each output; inputs are rounded to 8 bits, each row by its own largest value. On CPUs without VNNI
          the kernel's sums of two products are cut at 16 bits: where two neighbours are near their largest at once
-int4     a scale and an offset for each 32 inputs of an output; inputs in bfloat16
+int4     a scale and an offset for each group of inputs of an output; inputs in bfloat16
 
 Every row of an input is computed on its own terms: what else is in the batch does not change it (in float32 and float16
 up to the order of summation). Oracle: the formulas in plain PyTorch (tests/quantization/test_linears.py).
@@ -12,7 +12,7 @@ up to the order of summation). Oracle: the formulas in plain PyTorch (tests/quan
 
 import functools
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -20,8 +20,7 @@ from torch import Tensor, nn
 
 Precision = Literal["float32", "float16", "int8", "int4"]
 
-GROUP = 32  # inputs that share a scale in int4
-_LEVELS = 127  # of inputs in int8, to each side
+_LEVELS = 127  # of int8, to each side
 _SMALLEST = 1e-12  # a scale; for rows of zeros
 
 
@@ -51,65 +50,144 @@ class Float16Linear(nn.Module):
         return out
 
 
-class Int8Linear(nn.Module):
-    """levels: int8 (out, in), scales: float32 (out,); weight = levels * scales."""
+class Levels(nn.Module):
+    """A linear layer's weight rounded to few levels, as checkpoints store it. It is not run, but packed.
 
-    def __init__(self, levels: Tensor, scales: Tensor, bias: Tensor | None) -> None:
+    int8: levels int8 (out, in), scales (out,); weight = levels * scales
+    int4: levels uint8 (out, in / 2), two of 0..15 in a byte, the even input's in its lower half; scales and offsets
+    (out, in / group); weight = level * scale + offset
+    """
+
+    def __init__(self, levels: Tensor, scales: Tensor, offsets: Tensor | None, bias: Tensor | None) -> None:
         super().__init__()
-        zeros = torch.zeros(len(scales), dtype=torch.long)
+        self.register_buffer("levels", levels)
+        self.register_buffer("scales", scales)
+        self.register_buffer("offsets", offsets)
+        self.register_buffer("bias", bias)
+        self.levels: Tensor
+        self.scales: Tensor
+        self.offsets: Tensor | None
+        self.bias: Tensor | None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Outputs and inputs of the layer."""
+        return len(self.levels), self.levels.shape[1] * (1 if self.offsets is None else 2)
+
+
+class Int8Linear(nn.Module):
+    """A weight with 8-bit levels."""
+
+    def __init__(self, stored: Levels) -> None:
+        super().__init__()
+        zeros = torch.zeros(len(stored.scales), dtype=torch.long)
         with warnings.catch_warnings():  # the only place where quantized tensors are made: they are to be replaced
             warnings.simplefilter("ignore")
-            quantized = torch._make_per_channel_quantized_tensor(levels, scales.double(), zeros, 0)
+            quantized = torch._make_per_channel_quantized_tensor(stored.levels, stored.scales.double(), zeros, 0)
             self.packed: Any = torch.ops.quantized.linear_prepack(quantized, None)
-        self.bias = None if bias is None else bias.float()
+        self.bias = None if stored.bias is None else stored.bias.float()
 
     def forward(self, x: Tensor) -> Tensor:
-        largest = torch.linalg.vector_norm(x, float("inf"), dim=-1, keepdim=True).clamp_(min=_SMALLEST)
-        # inputs in -1..1 have one scale for all rows, so that no row sees another's
         product = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
-        y: Tensor = product(x / largest, 1 / _LEVELS, _LEVELS + 1, self.packed).mul_(largest)
+        y: Tensor
+        if x.numel() == x.shape[-1]:
+            scale = max(float(x.abs().amax()), _SMALLEST) / _LEVELS
+            y = product(x, scale, _LEVELS + 1, self.packed)
+        else:  # divided by scales of their own, all rows have the scale 1: no row sees another's
+            scales = torch.maximum(x.amax(-1, keepdim=True), x.amin(-1, keepdim=True).neg_())
+            scales = scales.clamp_(min=_SMALLEST).div_(_LEVELS)
+            y = product(x * scales.reciprocal(), 1.0, _LEVELS + 1, self.packed).mul_(scales)
         return y if self.bias is None else y.add_(self.bias)
 
 
 class Int4Linear(nn.Module):
-    """levels: uint8 0..15 (out, in), scales and offsets: (out, in / GROUP); weight = levels * scale + offset."""
+    """A weight with 4-bit levels."""
 
-    def __init__(self, levels: Tensor, scales: Tensor, offsets: Tensor, bias: Tensor | None) -> None:
+    def __init__(self, stored: Levels) -> None:
         super().__init__()
-        self.out_features = len(levels)
-        self.packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(levels.int(), 1)
-        middles = offsets.float() + 8 * scales.float()  # the kernel counts levels from -8
-        self.scales = torch.stack((scales.float(), middles), dim=-1).transpose(0, 1).contiguous().bfloat16()
-        self.bias = None if bias is None else bias.float()
+        assert stored.offsets is not None
+        self.out_features, inputs = stored.shape
+        self.group = inputs // stored.scales.shape[1]
+        self.packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(_unpaired(stored.levels), 1)
+        middles = stored.offsets.float() + 8 * stored.scales.float()  # the kernel counts levels from -8
+        self.scales = torch.stack((stored.scales.float(), middles), dim=-1).transpose(0, 1).contiguous().bfloat16()
+        self.bias = None if stored.bias is None else stored.bias.float()
 
     def forward(self, x: Tensor) -> Tensor:
-        flat = x.reshape(-1, x.shape[-1]).bfloat16()
-        y: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(flat, self.packed, GROUP, self.scales).float()
+        flat = x.view(-1, x.shape[-1]).bfloat16()
+        y: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(flat, self.packed, self.group, self.scales).float()
         y = y.view(*x.shape[:-1], self.out_features)
         return y if self.bias is None else y.add_(self.bias)
 
 
-def quantize_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Levels and scales of `Int8Linear`, symmetric, by the largest value of each output."""
+def group_of(inputs: int) -> int:
+    """How many inputs share a scale in int4: wide layers bear larger groups, which take less memory."""
+    return 32 if inputs < 2048 else 64
+
+
+def stored_precision(outputs: int, inputs: int, precision: Precision) -> Precision:
+    """What a weight of this shape is stored in when `precision` is asked for: 8 bits where 4 cannot be had."""
+    if precision == "int4" and (inputs % group_of(inputs) or outputs % 64):
+        return "int8"
+    return precision
+
+
+def quantize(weight: Tensor, bias: Tensor | None, precision: Precision) -> Levels:
+    """A weight (out, in) as int8 or int4 levels: to the nearest, between the least and the largest value."""
+    if stored_precision(len(weight), weight.shape[1], precision) == "int8":
+        return _quantize_int8(weight, bias)
+    return _quantize_int4(weight, bias)
+
+
+def _quantize_int8(weight: Tensor, bias: Tensor | None) -> Levels:
     levels, scales = torch.empty(weight.shape, dtype=torch.int8), torch.empty(len(weight))
     for rows in _slices(weight):
         part = weight[rows].float()
-        scales[rows] = part.abs().amax(1).clamp_(min=_SMALLEST) / 127
+        scales[rows] = part.abs().amax(1).clamp_(min=_SMALLEST) / _LEVELS
         levels[rows] = (part / scales[rows, None]).round_().char()
-    return levels, scales
+    return Levels(levels, scales, None, bias)
 
 
-def quantize_int4(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Levels, scales and offsets of `Int4Linear`, between the least and the largest value of each group."""
-    levels = torch.empty(weight.shape, dtype=torch.uint8)
-    scales, offsets = torch.empty(2, len(weight), weight.shape[1] // GROUP)
+def _quantize_int4(weight: Tensor, bias: Tensor | None) -> Levels:
+    outputs, inputs = weight.shape
+    group = group_of(inputs)
+    levels = torch.empty(outputs, inputs // 2, dtype=torch.uint8)
+    scales, offsets = torch.empty(2, outputs, inputs // group)
     for rows in _slices(weight):
-        groups = weight[rows].float().view(-1, weight.shape[1] // GROUP, GROUP)
+        groups = weight[rows].float().view(-1, inputs // group, group)
         offsets[rows] = groups.amin(-1)
         scales[rows] = ((groups.amax(-1) - offsets[rows]) / 15).clamp_(min=_SMALLEST)
         groups = (groups - offsets[rows, :, None]).div_(scales[rows, :, None])
-        levels[rows] = groups.round_().clamp_(0, 15).byte().flatten(1)
-    return levels, scales, offsets
+        pairs = groups.round_().clamp_(0, 15).byte().view(-1, inputs // 2, 2)
+        levels[rows] = pairs[..., 0] | (pairs[..., 1] << 4)
+    return Levels(levels, scales, offsets, bias)
+
+
+def _unpaired(levels: Tensor) -> Tensor:
+    """Pairs of levels in a byte (out, in / 2) to one level each (out, in), int32."""
+    return torch.stack((levels & 15, levels >> 4), dim=-1).flatten(1).int()
+
+
+def dequantized(stored: Levels) -> Tensor:
+    """The weight (out, in) that levels stand for, in float32."""
+    if stored.offsets is None:
+        return stored.levels.float() * stored.scales.float()[:, None]
+    groups = _unpaired(stored.levels).float().view(*stored.scales.shape, -1)
+    return (groups * stored.scales.float()[..., None] + stored.offsets.float()[..., None]).flatten(1)
+
+
+def joined(parts: Sequence[Levels]) -> Levels:
+    """The levels of one layer that gives what several give, one after the other."""
+    if len(parts) == 1:
+        return parts[0]
+    offsets = [part.offsets for part in parts if part.offsets is not None]
+    biases = [part.bias for part in parts if part.bias is not None]
+    return Levels(
+        torch.cat([part.levels for part in parts]),
+        torch.cat([part.scales for part in parts]),
+        torch.cat(offsets) if offsets else None,
+        torch.cat(biases) if biases else None,
+    )
 
 
 def _slices(weight: Tensor) -> Iterator[slice]:
@@ -118,15 +196,20 @@ def _slices(weight: Tensor) -> Iterator[slice]:
     return (slice(start, start + step) for start in range(0, len(weight), step))
 
 
+def pack_levels(stored: Levels) -> nn.Module:
+    """A layer that computes with this weight, for float32 x (..., in) on the CPU; exactly where no kernel is there."""
+    if stored.offsets is not None:
+        return Int4Linear(stored)
+    return Int8Linear(stored) if _has_fbgemm() else pack_linear(dequantized(stored), stored.bias, "float32")
+
+
 def pack_linear(weight: Tensor, bias: Tensor | None, precision: Precision) -> nn.Module:
     """A layer that computes F.linear(x, weight, bias) for float32 x (..., in) on the CPU.
 
     Where this build of PyTorch or the weight's shape rules a precision out, the layer has the next higher one.
     """
-    if precision == "int4" and weight.shape[1] % GROUP == 0 and weight.shape[0] % 64 == 0:
-        return Int4Linear(*quantize_int4(weight), bias)
-    if precision in ("int8", "int4") and _has_fbgemm():
-        return Int8Linear(*quantize_int8(weight), bias)
+    if precision in ("int8", "int4"):
+        return pack_levels(quantize(weight, bias, precision))
     if precision == "float16" and _has_fbgemm():
         return Float16Linear(weight, bias)
     if torch._C._has_mkldnn:

@@ -7,6 +7,7 @@ float32. q, k and v become one matrix, gate and up another. Oracle: the decoder 
 import ctypes
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +16,29 @@ from torch.nn import functional as F
 from llava.models.cache import CacheBatch
 from llava.models.decoder import MLP, Attention, Block, Decoder
 from llava.models.llava import LlavaModel
-from llava.quantization.linears import Precision, pack_linear
+from llava.models.vision.transformer import VitAttention, VitBlock
+from llava.quantization.linears import Levels, Precision, joined, pack_levels, pack_linear, quantize
 
 Factors = tuple[Tensor, Tensor]  # of a LoRA: A (r, in) and B (out, r), scaled; B @ A is added to a weight
 Adapters = Mapping[nn.Module, Factors]  # linear layers and their LoRAs
+
+
+@dataclass(frozen=True)
+class Storage:
+    """How weights are stored: the LLM's, and whether what lies beside it has 8 bits too.
+
+    Beside it are the vision tower, the projector, and the LLM's head.
+    """
+
+    precision: Precision
+    beside_8bit: bool = False
+
+    @property
+    def head(self) -> Precision:
+        """Of the LLM's head."""
+        if self.beside_8bit:
+            return "int8"
+        return "float32" if self.precision == "float32" else "float16"
 
 
 class PackedAttention(nn.Module):
@@ -51,6 +71,21 @@ class PackedMLP(nn.Module):
         return out
 
 
+class PackedVitAttention(nn.Module):
+    """`VitAttention` with q, k and v from one matrix."""
+
+    def __init__(self, attention: VitAttention, precision: Precision) -> None:
+        super().__init__()
+        self.num_heads = attention.num_heads
+        self.qkv = _joined((attention.q_proj, attention.k_proj, attention.v_proj), precision, {})
+        self.out = _joined((attention.out_proj,), precision, {})
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (N, H, T, Dh) each
+        out: Tensor = self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return out
+
+
 class AdaptedLinear(nn.Module):
     """A packed layer with a LoRA beside it: its 4 bits would round away most of what an adapter learned."""
 
@@ -75,16 +110,27 @@ class HalfEmbedding(nn.Module):
         return F.embedding(ids, self.weight).float()
 
 
-def _joined(layers: Sequence[nn.Linear], precision: Precision, adapters: Adapters) -> nn.Module:
+def _joined(layers: Sequence[nn.Linear | Levels], precision: Precision, adapters: Adapters) -> nn.Module:
     """One packed layer that gives what `layers` give, one after the other. They lose their weights."""
-    sizes = [len(layer.weight) for layer in layers]
-    biases: list[Tensor] = [layer.bias for layer in layers if layer.bias is not None]
-    weights: list[Tensor] = [layer.weight for layer in layers]
-    for layer in layers:
-        del layer.weight
-    weight = torch.cat(weights) if len(weights) > 1 else weights[0]
-    weights.clear()
-    packed = pack_linear(weight, torch.cat(biases) if biases else None, precision)
+    sizes = [_shape(layer)[0] for layer in layers]
+    if precision in ("int8", "int4"):
+        levels: list[Levels] = []
+        for layer in layers:
+            if isinstance(layer, Levels):
+                levels.append(layer)
+            else:
+                levels.append(quantize(layer.weight, layer.bias, precision))
+                del layer.weight
+        packed = pack_levels(joined(levels))
+    else:
+        plain = [layer for layer in layers if isinstance(layer, nn.Linear)]
+        biases: list[Tensor] = [layer.bias for layer in plain if layer.bias is not None]
+        weights: list[Tensor] = [layer.weight for layer in plain]
+        for layer in plain:
+            del layer.weight
+        weight = torch.cat(weights) if len(weights) > 1 else weights[0]
+        weights.clear()
+        packed = pack_linear(weight, torch.cat(biases) if biases else None, precision)
     if not any(layer in adapters for layer in layers):
         return packed
     pairs = [
@@ -94,14 +140,19 @@ def _joined(layers: Sequence[nn.Linear], precision: Precision, adapters: Adapter
     return AdaptedLinear(packed, torch.cat(downs), torch.block_diag(*ups))  # type: ignore[no-untyped-call]
 
 
-class Packer:
-    """Packs the parts of a model, each when its last weight has arrived: a block of the decoder, or a linear layer.
+def _shape(layer: nn.Linear | Levels) -> tuple[int, int]:
+    """Outputs and inputs."""
+    return layer.shape if isinstance(layer, Levels) else (layer.out_features, layer.in_features)
 
-    Embedding and head keep 16 bits. The vision encoder and the projector stay in the type that they were stored in.
+
+class Packer:
+    """Packs the parts of a model, each when its last weight has arrived: a block of a transformer, or a linear layer.
+
+    Beside the LLM's blocks, a part keeps 16 bits, or the type that it was stored in, unless 8 bits are asked for.
     """
 
-    def __init__(self, model: LlavaModel, precision: Precision) -> None:
-        self._model, self.precision = model, precision
+    def __init__(self, model: LlavaModel, storage: Storage) -> None:
+        self._model, self.storage = model, storage
         self._adapters: dict[nn.Module, Factors] = {}
         self._missing: dict[str, set[str]] = {}
         for name in model.state_dict():
@@ -113,7 +164,7 @@ class Packer:
             layer = self._model.get_submodule(name)
         except AttributeError:
             return False
-        if not isinstance(layer, nn.Linear) or (len(factors[1]), factors[0].shape[1]) != layer.weight.shape:
+        if not isinstance(layer, nn.Linear | Levels) or (len(factors[1]), factors[0].shape[1]) != _shape(layer):
             return False
         self._adapters[layer] = factors
         return True
@@ -121,7 +172,7 @@ class Packer:
     def takes(self, name: str) -> bool:
         """Whether the tensor of this name is packed in the end, and so may come in any floating-point type."""
         module = self._model.get_submodule(name.rpartition(".")[0])
-        return isinstance(module, nn.Linear) or name == "llm.embed_tokens.weight"
+        return isinstance(module, nn.Linear | Levels) or name == "llm.embed_tokens.weight"
 
     @torch.no_grad()
     def arrived(self, name: str) -> None:
@@ -133,20 +184,46 @@ class Packer:
         path, _, leaf = part.rpartition(".")
         module = self._model.get_submodule(part)
         if isinstance(module, Block):
-            _pack_block(module, self.precision, self._adapters)
+            precision = self.storage.precision
+            module.self_attn = PackedAttention(module.self_attn, precision, self._adapters)  # type: ignore[assignment]
+            module.mlp = PackedMLP(module.mlp, precision, self._adapters)  # type: ignore[assignment]
             _give_back()
+        elif isinstance(module, VitBlock):
+            precision = self._beside(module.mlp.fc1)
+            module.self_attn = PackedVitAttention(module.self_attn, precision)  # type: ignore[assignment]
+            for name in ("fc1", "fc2"):
+                setattr(module.mlp, name, _joined((getattr(module.mlp, name),), precision, {}))
         elif part == "llm.embed_tokens":
-            _pack_embedding(self._model.llm, self.precision)
+            self._pack_embedding(self._model.llm)
             _give_back()
-        elif isinstance(module, nn.Linear):
-            wide = part != "llm.lm_head" and module.weight.dtype == torch.float32
-            kept: Precision = "float32" if wide else _half(self.precision)
-            setattr(self._model.get_submodule(path), leaf, _joined((module,), kept, {}))
+        elif part == "llm.lm_head":
+            self._model.llm.lm_head = _joined((module,), self.storage.head, {})  # type: ignore[arg-type, assignment]
+        elif isinstance(module, nn.Linear | Levels):
+            setattr(self._model.get_submodule(path), leaf, _joined((module,), self._beside(module), {}))
+
+    def _beside(self, layer: nn.Linear | Levels) -> Precision:
+        """What a part beside the LLM is stored in."""
+        if isinstance(layer, Levels) or self.storage.beside_8bit:
+            return "int8"
+        wide = self.storage.precision == "float32" or layer.weight.dtype == torch.float32
+        return "float32" if wide else "float16"
+
+    def _pack_embedding(self, llm: Decoder) -> None:
+        weight = llm.embed_tokens.weight
+        if self.storage.precision != "float32":
+            llm.embed_tokens = HalfEmbedding(weight)  # type: ignore[assignment]
+            if llm.lm_head is None:
+                llm.lm_head = pack_linear(weight, None, self.storage.head)  # type: ignore[assignment]
+            return
+        weight.data = weight.data.float()
+        if llm.lm_head is None:
+            # Both the table and the head. Column by column, a CPU reads it twice as fast for one token; values stay.
+            weight.data = weight.data.t().contiguous().t()
 
 
-def pack_model(model: LlavaModel, precision: Precision) -> None:
+def pack_model(model: LlavaModel, storage: Storage) -> None:
     """Pack a model that is loaded, part by part."""
-    packer = Packer(model, precision)
+    packer = Packer(model, storage)
     for name in model.state_dict():
         packer.arrived(name)
 
@@ -158,28 +235,9 @@ def _give_back() -> None:
 
 
 def _part(name: str) -> str:
-    """The path of the decoder's block that a tensor belongs to, else of the module that has it."""
+    """The path of the transformer's block that a tensor belongs to, else of the module that has it."""
     parts = name.split(".")
-    return ".".join(parts[:3]) if parts[:2] == ["llm", "layers"] else ".".join(parts[:-1])
-
-
-def _half(precision: Precision) -> Precision:
-    return precision if precision == "float32" else "float16"
-
-
-def _pack_block(block: Block, precision: Precision, adapters: Adapters) -> None:
-    block.self_attn = PackedAttention(block.self_attn, precision, adapters)  # type: ignore[assignment]
-    block.mlp = PackedMLP(block.mlp, precision, adapters)  # type: ignore[assignment]
-
-
-def _pack_embedding(decoder: Decoder, precision: Precision) -> None:
-    weight = decoder.embed_tokens.weight
-    if precision != "float32":
-        decoder.embed_tokens = HalfEmbedding(weight)  # type: ignore[assignment]
-        if decoder.lm_head is None:
-            decoder.lm_head = pack_linear(weight, None, "float16")  # type: ignore[assignment]
-        return
-    weight.data = weight.data.float()
-    if decoder.lm_head is None:
-        # Both the table and the head. Column by column, a CPU reads it twice as fast for one token; values stay.
-        weight.data = weight.data.t().contiguous().t()
+    for blocks in (["llm", "layers"], ["vision", "encoder", "layers"]):
+        if parts[: len(blocks)] == blocks:
+            return ".".join(parts[: len(blocks) + 1])
+    return ".".join(parts[:-1])

@@ -20,7 +20,7 @@ from llava.engine.sampling import Sampling
 from llava.engine.scheduler import Limits
 from llava.errors import LlavaError
 from llava.quantization.linears import Precision
-from llava.quantization.pack import pack_model
+from llava.quantization.pack import Storage, pack_model
 from tests.conftest import tiny_model
 
 PICTURES = [
@@ -76,7 +76,7 @@ class Reference:
 def reference(request: pytest.FixtureRequest, smollm2: GgufLlm) -> Reference:
     loaded = tiny_model(smollm2)
     precision: Precision = request.param
-    pack_model(loaded.model, precision)
+    pack_model(loaded.model, Storage(precision))
     return Reference(loaded)
 
 

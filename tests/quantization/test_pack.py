@@ -11,7 +11,7 @@ from llava.config import LlavaConfig
 from llava.models.llava import LlavaModel
 from llava.quantization.footprint import footprint
 from llava.quantization.linears import Precision
-from llava.quantization.pack import pack_model
+from llava.quantization.pack import Storage, pack_model
 from tests.conftest import tiny_model
 
 
@@ -31,7 +31,7 @@ def test_a_packed_model_gives_the_same_scores(
     plain = LlavaModel(LlavaConfig.model_validate({**config.model_dump(), "llm": llm.model_dump()})).eval()
     nn.init.normal_(plain.llm.embed_tokens.weight)
     packed = copy.deepcopy(plain)
-    pack_model(packed, precision)
+    pack_model(packed, Storage(precision))
     pixels = torch.randn(2, 3, 28, 28)
     expected = plain.projector(plain.vision(pixels))
     assert torch.allclose(
@@ -47,10 +47,10 @@ def test_a_packed_model_gives_the_same_scores(
 
 def test_the_footprint_counts_every_parameter(smollm2: GgufLlm) -> None:
     model = tiny_model(smollm2).model
-    parts = footprint(model.config, "float32")
+    parts = footprint(model.config, Storage("float32"))
     assert sum(part.parameters for part in parts.values()) == sum(p.numel() for p in model.parameters())
     assert sum(part.bytes for part in parts.values()) == 4 * sum(p.numel() for p in model.parameters())
-    sizes = [footprint(model.config, p)["LLM"].bytes for p in ("float32", "float16", "int8", "int4")]
+    sizes = [footprint(model.config, Storage(p))["LLM"].bytes for p in ("float32", "float16", "int8", "int4")]
     table = model.llm.embed_tokens.weight.numel()
     blocks = sizes[0] - 4 * table
     assert sizes[1] == pytest.approx(blocks / 2 + 4 * table, rel=0.01)  # a tied head is a copy then

@@ -13,13 +13,15 @@ from llava.errors import LlavaError
 VitConfig = ClipVisionConfig | SiglipVisionConfig
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "quick_gelu": lambda x: x * (1.702 * x).sigmoid_(),
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
 }
 
 
-class _Attention(nn.Module):
+class VitAttention(nn.Module):
+    """Attention of all tokens to all, with biases."""
+
     def __init__(self, config: VitConfig) -> None:
         super().__init__()
         self.num_heads = config.num_heads
@@ -36,7 +38,9 @@ class _Attention(nn.Module):
         return out
 
 
-class _MLP(nn.Module):
+class VitMLP(nn.Module):
+    """Two linear layers with an activation between them."""
+
     def __init__(self, config: VitConfig) -> None:
         super().__init__()
         self.activation = _ACTIVATIONS[config.activation]
@@ -48,13 +52,15 @@ class _MLP(nn.Module):
         return out
 
 
-class _Block(nn.Module):
+class VitBlock(nn.Module):
+    """Pre-norm attention and MLP, each with its residual."""
+
     def __init__(self, config: VitConfig) -> None:
         super().__init__()
         self.layer_norm1 = nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
-        self.self_attn = _Attention(config)
+        self.self_attn = VitAttention(config)
         self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
-        self.mlp = _MLP(config)
+        self.mlp = VitMLP(config)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.self_attn(self.layer_norm1(x))
@@ -71,7 +77,7 @@ class VitLayers(nn.Module):
         depth = config.num_layers + 1 + layer if layer < 0 else layer
         if not 0 <= depth <= config.num_layers:
             raise LlavaError(f"feature_layer {layer} is outside the {config.num_layers} layers of the vision encoder")
-        self.layers = nn.ModuleList(_Block(config) for _ in range(depth))
+        self.layers = nn.ModuleList(VitBlock(config) for _ in range(depth))
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers:
