@@ -4,12 +4,10 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from llava.checkpoints import hf, native, original
 from llava.checkpoints.adapters import adapted
-from llava.checkpoints.gguf import open_gguf
 from llava.checkpoints.hf_config import read_json
 from llava.checkpoints.native import CONFIG, Loaded, build_processor
 from llava.checkpoints.stream import load_streamed, stream_tensors, weight_files
@@ -18,9 +16,10 @@ from llava.config import LlavaConfig, load_config
 from llava.errors import LlavaError
 from llava.fetch import Progress, quiet, resolve
 from llava.models.llava import LlavaModel
+from llava.models.meta import on_meta
 from llava.models.vision import build_vision_encoder
 from llava.processor import Processor
-from llava.quantization.pack import Packer, Storage
+from llava.quantization.pack import Packer, Storage, packing
 from llava.registry import model_folder
 from llava.tokenizer import Tokenizer
 
@@ -93,6 +92,8 @@ def open_processor(
     if "layout" in values:
         config = load_config(folder / CONFIG)
         if config.base is not None:
+            from llava.checkpoints.gguf import open_gguf  # its library takes long to import
+
             tokenizer = open_gguf(resolve(config.base.llm, progress)).tokenizer
         slow = not (folder / "tokenizer.json").exists()
     else:
@@ -103,7 +104,7 @@ def open_processor(
         if slow and any((folder / name).exists() for name in (original.LORA, original.PROJECTOR)):
             place = _tokenizer_folder(folder)
         tokenizer = read_tokenizer(place, slow, None if slow else "<image>")
-    with torch.device("meta"):
+    with on_meta():
         tokens_per_view = build_vision_encoder(config.vision).num_tokens
     processor = build_processor(config, tokenizer, tokens_per_view)
     return config, processor.with_template(template) if template else processor
@@ -135,7 +136,7 @@ def _stream(
     tower_may_be_outside: bool = False,
     adapter: Path | None = None,
 ) -> LlavaModel:
-    with torch.device("meta"):
+    with on_meta():
         model = LlavaModel(config)
     known = model.state_dict().keys()
     tied = config.llm.tie_embeddings
@@ -150,11 +151,11 @@ def _stream(
     def may_be_outside(name: str) -> bool:
         return tower_may_be_outside and name.startswith("vision.")
 
-    packer = Packer(model, storage) if storage else None
-    if adapter is not None:
-        tensors = adapted(tensors, adapter, packer, original.rename)
-    if absent := load_streamed(model, tensors, wanted, folder, may_be_outside, packer):
-        _load_tower(model, folder, absent, packer)
+    with packing(model, storage) as packer:
+        if adapter is not None:
+            tensors = adapted(tensors, adapter, packer, original.rename)
+        if absent := load_streamed(model, tensors, wanted, folder, may_be_outside, packer):
+            _load_tower(model, folder, absent, packer)
     return model.requires_grad_(False).eval()
 
 

@@ -18,16 +18,16 @@ from torch import Tensor
 
 from llava.checkpoints.adapters import adapted
 from llava.checkpoints.files import load_strict, read_safetensors, write_safetensors
-from llava.checkpoints.gguf import open_gguf
 from llava.checkpoints.stream import load_streamed, stream_tensors
 from llava.config import LlavaConfig, load_config
 from llava.errors import LlavaError
 from llava.fetch import Progress, quiet, resolve
 from llava.files import write_text
 from llava.models.llava import LlavaModel
+from llava.models.meta import on_meta
 from llava.models.projectors import build_projector
 from llava.processor import Processor
-from llava.quantization.pack import Packer, Storage
+from llava.quantization.pack import Storage, packing
 from llava.tokenizer import Tokenizer
 
 CONFIG, PROJECTOR, LLM, ADAPTER = "config.json", "projector.safetensors", "llm.safetensors", "adapter"
@@ -55,10 +55,9 @@ def load_native(folder: Path, progress: Progress = quiet, storage: Storage | Non
     loaded = load_base(config, progress, folder, storage)
     model = loaded.model
     load_strict(model.projector, read_safetensors(folder / PROJECTOR), folder / PROJECTOR)
-    if storage:
-        packer = Packer(model, storage)
-        for name in model.state_dict():
-            if not name.startswith("llm."):
+    with packing(model, storage) as packer:
+        for name in model.state_dict() if packer else ():
+            if packer and not name.startswith("llm."):
                 packer.arrived(name)
     return loaded
 
@@ -76,7 +75,9 @@ def load_base(
     """
     if config.base is None:
         raise LlavaError("this model stands on no base parts, as training needs them")
-    with torch.device("meta"):
+    from llava.checkpoints.gguf import open_gguf  # its library takes long to import
+
+    with on_meta():
         model = LlavaModel(config)
     vision = resolve(config.base.vision, progress)
     load_strict(model.vision, model.vision.state_dict_from(vision), vision)
@@ -87,10 +88,10 @@ def load_base(
         tensors, source = base.tensors(), base.path
         if trained is not None and (trained / LLM).exists():
             tensors, source = stream_tensors([trained / LLM]), trained / LLM
-        packer = Packer(model, storage) if storage else None
-        if trained is not None and (trained / ADAPTER).exists():
-            tensors = adapted(tensors, trained / ADAPTER, packer, lambda name: f"llm.{name}")
-        load_streamed(model.llm, tensors, str, source, packer=packer, prefix="llm.")
+        with packing(model, storage) as packer:
+            if trained is not None and (trained / ADAPTER).exists():
+                tensors = adapted(tensors, trained / ADAPTER, packer, lambda name: f"llm.{name}")
+            load_streamed(model.llm, tensors, str, source, packer=packer, prefix="llm.")
     model.projector = build_projector(config.projector, model.vision.feature_size, config.llm.hidden_size)
     processor = build_processor(config, base.tokenizer, model.vision.num_tokens)
     return Loaded(model.requires_grad_(False).eval(), processor)

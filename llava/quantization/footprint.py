@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import nn
 
 from llava.config import LlavaConfig
 from llava.models.decoder import Decoder
 from llava.models.llava import LlavaModel
+from llava.models.meta import on_meta
 from llava.quantization.linears import Precision, group_of, stored_precision
 from llava.quantization.pack import Storage
 
@@ -28,7 +28,7 @@ def footprint(config: LlavaConfig, storage: Storage, adapter: int = 0) -> dict[s
 
     adapter: parameters of a LoRA of the LLM; it stays beside weights of 4 bits, and is folded into all others.
     """
-    with torch.device("meta"):
+    with on_meta():
         model = LlavaModel(config)
     half: Precision = "float32" if storage.precision == "float32" else "float16"
     beside: Precision = "int8" if storage.beside_8bit else half

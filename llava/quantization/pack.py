@@ -6,7 +6,10 @@ float32. q, k and v become one matrix, gate and up another. Oracle: the decoder 
 
 import ctypes
 import sys
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +24,8 @@ from llava.quantization.linears import Levels, Precision, joined, pack_levels, p
 
 Factors = tuple[Tensor, Tensor]  # of a LoRA: A (r, in) and B (out, r), scaled; B @ A is added to a weight
 Adapters = Mapping[nn.Module, Factors]  # linear layers and their LoRAs
+
+_WORKERS = 2  # parts that are packed at once, while others are read: packing itself runs on one core
 
 
 @dataclass(frozen=True)
@@ -157,6 +162,8 @@ class Packer:
         self._missing: dict[str, set[str]] = {}
         for name in model.state_dict():
             self._missing.setdefault(_part(name), set()).add(name)
+        self._workers = ThreadPoolExecutor(_WORKERS)
+        self._jobs: deque[Future[None]] = deque()
 
     def adapt(self, name: str, factors: Factors) -> bool:
         """Let the linear layer of this name have a LoRA beside it: A (r, in), B (out, r). False: it does not fit."""
@@ -174,13 +181,25 @@ class Packer:
         module = self._model.get_submodule(name.rpartition(".")[0])
         return isinstance(module, nn.Linear | Levels) or name == "llm.embed_tokens.weight"
 
-    @torch.no_grad()
     def arrived(self, name: str) -> None:
         """The model's tensor of this name is there."""
         part = _part(name)
         self._missing[part].discard(name)
-        if self._missing[part] or not part:
-            return
+        if part and not self._missing[part]:
+            if len(self._jobs) > _WORKERS:  # what waits takes memory
+                self._jobs.popleft().result()
+            self._jobs.append(self._workers.submit(self._pack, part))
+
+    def finish(self) -> None:
+        """Wait until all that has arrived is packed. Raises what went wrong."""
+        try:
+            while self._jobs:
+                self._jobs.popleft().result()
+        finally:
+            self._workers.shutdown(cancel_futures=True)
+
+    @torch.no_grad()
+    def _pack(self, part: str) -> None:
         path, _, leaf = part.rpartition(".")
         module = self._model.get_submodule(part)
         if isinstance(module, Block):
@@ -221,11 +240,23 @@ class Packer:
             weight.data = weight.data.t().contiguous().t()
 
 
+@contextmanager
+def packing(model: LlavaModel, storage: Storage | None) -> Iterator[Packer | None]:
+    """A packer that has packed all that arrived when the context ends; None where nothing is to be packed."""
+    packer = Packer(model, storage) if storage else None
+    try:
+        yield packer
+    finally:
+        if packer:
+            packer.finish()
+
+
 def pack_model(model: LlavaModel, storage: Storage) -> None:
     """Pack a model that is loaded, part by part."""
-    packer = Packer(model, storage)
-    for name in model.state_dict():
-        packer.arrived(name)
+    with packing(model, storage) as packer:
+        for name in model.state_dict() if packer else ():
+            if packer:
+                packer.arrived(name)
 
 
 def _give_back() -> None:
