@@ -39,13 +39,11 @@ from llava import Image, LlavaError, Message
 from llava.assistant import Assistant
 from llava.checkpoints.files import load_strict, read_safetensors
 from llava.checkpoints.native import CONFIG, PROJECTOR, load_base, load_native
-from llava.config import load_config
+from llava.config import Precision, Storage, load_config
 from llava.engine.engine import Engine
 from llava.engine.sampling import Sampling
 from llava.models.llava import IMAGE_TOKEN
 from llava.processor import Processor
-from llava.quantization.linears import Precision
-from llava.quantization.pack import Storage
 from llava.registry import model_folder
 
 PROMPT, DECODED, ANSWER = 512, 64, 16  # tokens: the long prompt; its answer; an answer at most, in a history
@@ -60,7 +58,7 @@ class Ours:
     """The package's engine, driven as `Assistant` drives it."""
 
     def __init__(self, model: Path, precision: Precision) -> None:
-        self.assistant = Assistant(load_native(model, storage=Storage(precision)))
+        self.assistant = Assistant(load_native(model, target=(Storage(precision), torch.device("cpu"))))
         self.processor = self.assistant.processor
 
     def reset(self) -> None:

@@ -25,9 +25,9 @@ QUESTION = "What is shown in this image?"
 def measure(model: str, precision: str, tokens: int) -> list[str]:
     """Load, and answer one question about a picture."""
     import llava
+    from llava.config import Storage
     from llava.engine.sampling import Sampling
     from llava.quantization.footprint import peak_bytes
-    from llava.quantization.pack import Storage
 
     start = time.perf_counter()
     assistant = llava.load(model, device="cpu", precision=precision)  # type: ignore[arg-type]

@@ -18,10 +18,10 @@ import torch
 import llava
 from llava import Image, Message
 from llava.assistant import Assistant
+from llava.config import Storage
 from llava.engine.sampling import Sampling
 from llava.eval.benchmarks import easy_vqa
 from llava.quantization.footprint import PRECISIONS, footprint
-from llava.quantization.pack import Storage
 
 WINDOW, LENGTH = 512, 32  # tokens of a piece of text and of an answer
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.dataclasses import dataclass
 
 from llava.errors import LlavaError
 
@@ -17,6 +18,27 @@ class Strict(BaseModel):
     """Frozen, and an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+Precision = Literal["float32", "float16", "int8", "int4"]
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class Storage:
+    """How weights are stored: the LLM's, and whether what lies beside it has 8 bits too.
+
+    Beside it are the vision tower, the projector, and the LLM's head.
+    """
+
+    precision: Precision
+    beside_8bit: bool = False
+
+    @property
+    def head(self) -> Precision:
+        """Of the LLM's head."""
+        if self.beside_8bit:
+            return "int8"
+        return "float32" if self.precision == "float32" else "float16"
 
 
 class RopeScaling(Strict):
@@ -177,6 +199,7 @@ class LlavaConfig(Strict):
     system: str | None = None  # replaces the template's system text; "" leaves it out
     images_first: bool = False  # move the images of a turn before its text, as LLaVA's training data has them
     around_image: tuple[str, str] = ("", "")  # text before and after every image
+    storage: Storage | None = None  # of a quantized checkpoint: its linear layers are levels and scales
     base: BaseParts | None = None  # without: the checkpoint's folder holds all parts and the tokenizer
 
     @property

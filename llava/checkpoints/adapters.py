@@ -73,7 +73,7 @@ def adapted(
 
     rename: the adapter's names to the model's.
     """
-    if packer is None or packer.storage.precision != "int4":
+    if packer is None or not packer.keeps_adapters:
         return with_adapter(tensors, folder)
     for name, factors in read_adapter(folder).items():
         if not packer.adapt(rename(name) or "", factors):

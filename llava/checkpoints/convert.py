@@ -15,12 +15,13 @@ from torch import Tensor
 
 from llava.chat.jinja import jinja_of
 from llava.chat.templates import JINJA, get_template
-from llava.checkpoints import hf, original
+from llava.checkpoints import hf, native, original
 from llava.checkpoints.fast_tokenizer import fast_from_sentencepiece
 from llava.checkpoints.files import write_safetensors
 from llava.checkpoints.hf_config import read_json
 from llava.checkpoints.load import Rename, tower_folder
 from llava.checkpoints.native import CONFIG
+from llava.checkpoints.quantized import quantized_tensors
 from llava.checkpoints.stream import stream_tensors, weight_files
 from llava.checkpoints.tokenizer_files import FILES, read_tokenizer
 from llava.checkpoints.write import (
@@ -32,7 +33,7 @@ from llava.checkpoints.write import (
     transformer_of,
     vision_values,
 )
-from llava.config import LlavaConfig, load_config
+from llava.config import BaseParts, LlavaConfig, Storage, load_config
 from llava.errors import LlavaError
 from llava.files import atomic_folder, write_text
 
@@ -51,9 +52,16 @@ class Source:
     layout: Layout
     config: LlavaConfig
     vocabulary: int | None  # rows of the vocabulary that were there before image tokens were added, where known
+    base: BaseParts | None = None  # what a folder that holds only what was trained stands on
 
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Name and tensor, as stored; the tower's from its own folder where the checkpoint leaves it out."""
+    def tensors(self, fold: bool = True) -> Iterator[tuple[str, Tensor]]:
+        """Name and tensor, as stored; the tower's from its own folder where the checkpoint leaves it out.
+
+        fold: into the LLM of a folder that stands on base parts, the LoRA that it has.
+        """
+        if self.base is not None:
+            yield from native.whole_tensors(self.folder, self.config, self.base, fold)
+            return
         names: dict[Layout, Rename] = {"hf": hf.rename, "original": original.rename, "native": str}
         has_tower = False
         for stored, tensor in stream_tensors(weight_files(self.folder)):
@@ -72,9 +80,9 @@ def open_source(folder: Path, template: str | None = None) -> Source:
     values = read_json(folder / CONFIG)
     if "layout" in values:
         config = load_config(folder / CONFIG)
-        if config.base is not None:
-            raise LlavaError(f"{folder}: stands on base parts ({config.base.llm}); only whole models are converted")
-        return Source(folder, "native", config, None)
+        if config.storage is not None:
+            raise LlavaError(f"{folder}: is stored in {config.storage.precision}; convert what it was made from")
+        return Source(folder, "native", config.model_copy(update={"base": None}), None, config.base)
     if original.is_original(values):
         if any((folder / name).exists() for name in (original.LORA, original.PROJECTOR)):
             raise LlavaError(f"{folder}: holds only what was trained on a base; `llava merge` makes it a whole model")
@@ -83,17 +91,36 @@ def open_source(folder: Path, template: str | None = None) -> Source:
     return Source(folder, "hf", hf.read_config(folder, template), values.get("llava_vocab_size"))
 
 
-def convert(source: Source, target: Path, to: Layout) -> None:
-    """Write the checkpoint in another layout. Raises LlavaError for what that layout cannot say."""
+def convert(source: Source, target: Path, to: Layout, storage: Storage | None = None) -> None:
+    """Write the checkpoint in another layout. Raises LlavaError for what that layout cannot say.
+
+    storage: int8 or int4, to write a quantized checkpoint; only the native layout has them.
+    """
+    if storage is not None and to != "native":
+        raise LlavaError(f"8 and 4 bits are stored in the native layout only, not in {to}")
     with atomic_folder(target) as folder:
-        tokens = _copy_tokenizer(source.folder, folder)
         if to == "native":
-            write_text(folder / CONFIG, source.config.model_dump_json(indent=2, exclude_none=True) + "\n")
-            write_shards(folder, source.tensors(), lambda name: name)
+            write_native(source, folder, storage)
         elif to == "original":
+            _copy_tokenizer(source, folder)
             _write_original(source, folder, target)
         else:
-            _write_hf(source, folder, tokens)
+            _write_hf(source, folder, _copy_tokenizer(source, folder))
+
+
+def write_native(source: Source, folder: Path, storage: Storage | None = None) -> None:
+    """Write a whole model of the native layout, quantized or not, into an empty folder."""
+    _copy_tokenizer(source, folder)
+    config = source.config.model_copy(update={"storage": storage})
+    write_text(folder / CONFIG, config.model_dump_json(indent=2, exclude_none=True) + "\n")
+    adapter = source.folder / native.ADAPTER
+    beside = storage is not None and storage.precision == "int4" and adapter.exists()
+    tensors = source.tensors(fold=not beside)
+    if storage is not None:
+        tensors = quantized_tensors(tensors, source.config, storage)
+    write_shards(folder, tensors, lambda name: name)
+    if beside:  # 4 bits would round most of it away
+        shutil.copytree(adapter, folder / native.ADAPTER)
 
 
 def _write_original(source: Source, folder: Path, target: Path) -> None:
@@ -181,11 +208,13 @@ def write_shards(
     write_text(folder / "model.safetensors.index.json", json.dumps(index_values, indent=2) + "\n")
 
 
-def _copy_tokenizer(source: Path, target: Path) -> dict[str, int]:
+def _copy_tokenizer(source: Source, target: Path) -> dict[str, int]:
     """Copy the tokenizer's files; return the special tokens that were added to it."""
+    if source.base is not None:
+        native.write_tokenizer(source.base, target)
     for name in FILES:
-        if (source / name).exists():
-            shutil.copyfile(source / name, target / name)
+        if (source.folder / name).exists():
+            shutil.copyfile(source.folder / name, target / name)
     read_tokenizer(target, prefer_sentencepiece=False)  # a damaged one is told here
     added: dict[str, int] = {}
     if (target / "tokenizer.json").exists():

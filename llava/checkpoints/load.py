@@ -10,16 +10,17 @@ from llava.checkpoints import hf, native, original
 from llava.checkpoints.adapters import adapted
 from llava.checkpoints.hf_config import read_json
 from llava.checkpoints.native import CONFIG, Loaded, build_processor
+from llava.checkpoints.quantized import expect_levels
 from llava.checkpoints.stream import load_streamed, stream_tensors, weight_files
 from llava.checkpoints.tokenizer_files import read_tokenizer
-from llava.config import LlavaConfig, load_config
+from llava.config import LlavaConfig, Storage, load_config
 from llava.errors import LlavaError
 from llava.fetch import Progress, quiet, resolve
 from llava.models.llava import LlavaModel
 from llava.models.meta import on_meta
 from llava.models.vision import build_vision_encoder
 from llava.processor import Processor
-from llava.quantization.pack import Packer, Storage, packing
+from llava.quantization.pack import Packer, Target, packing
 from llava.registry import model_folder
 from llava.tokenizer import Tokenizer
 
@@ -27,22 +28,22 @@ Rename = Callable[[str], str | None]
 
 
 def load_checkpoint(
-    folder: Path, progress: Progress = quiet, template: str | None = None, storage: Storage | None = None
+    folder: Path, progress: Progress = quiet, template: str | None = None, target: Target | None = None
 ) -> Loaded:
     """A model and its processor from a folder of the native, hf or original layout. Raises LlavaError.
 
     template: a name, where the checkpoint does not say which it was trained with, or to overrule it.
-    storage: pack the linear layers for inference on a CPU, as they are read; None leaves the plain float32 model.
+    target: how weights are stored for inference, and where; None leaves the plain float32 model on the CPU.
     """
     values = read_json(folder / CONFIG)
     if "layout" in values:
-        loaded = _load_native(folder, progress, storage)
+        loaded = _load_native(folder, progress, target)
         return Loaded(loaded.model, loaded.processor.with_template(template)) if template else loaded
     if original.is_original(values):
-        return _load_original(folder, template, storage)
+        return _load_original(folder, template, target)
     if values.get("model_type") in hf.MODEL_TYPES:
         config, tensors = hf.read_config(folder, template), stream_tensors(weight_files(folder))
-        model = _stream(config, folder, tensors, hf.rename, storage)
+        model = _stream(config, folder, tensors, hf.rename, target)
         return _loaded(model, folder, prefer_sentencepiece=False)
     raise LlavaError(
         f"{folder / CONFIG}: not a LLaVA model; expected the key 'layout' (native), 'mm_vision_tower' (original), or "
@@ -50,20 +51,28 @@ def load_checkpoint(
     )
 
 
-def _load_native(folder: Path, progress: Progress, storage: Storage | None) -> Loaded:
+def _load_native(folder: Path, progress: Progress, target: Target | None) -> Loaded:
     config = load_config(folder / CONFIG)
     if config.base is not None:
-        return native.load_native(folder, progress, storage)
-    model = _stream(config, folder, stream_tensors(weight_files(folder)), str, storage)
+        return native.load_native(folder, progress, target)
+    adapter = None
+    if config.storage is not None:
+        if target is None:
+            raise LlavaError(f"{folder}: is stored in {config.storage.precision}: it can be run, but not changed")
+        if target[0] != config.storage or target[1].type != "cpu":
+            raise LlavaError(f"{folder}: is stored in {config.storage.precision}, and runs so on a CPU only")
+        adapter = folder / native.ADAPTER if (folder / native.ADAPTER).exists() else None
+    tensors = stream_tensors(weight_files(folder))
+    model = _stream(config, folder, tensors, str, target, adapter=adapter, adapter_names=lambda name: f"llm.{name}")
     return _loaded(model, folder, prefer_sentencepiece=not (folder / "tokenizer.json").exists())
 
 
-def _load_original(folder: Path, template: str | None, storage: Storage | None) -> Loaded:
+def _load_original(folder: Path, template: str | None, target: Target | None) -> Loaded:
     config = original.read_config(folder, template)
     trained = next((folder / n for n in (original.LORA, original.PROJECTOR) if (folder / n).exists()), None)
     if trained is None:
         whole = stream_tensors(weight_files(folder))
-        model = _stream(config, folder, whole, original.rename, storage, tower_may_be_outside=True)
+        model = _stream(config, folder, whole, original.rename, target, tower_may_be_outside=True)
         return _loaded(model, folder, prefer_sentencepiece=True)
     base = base_of(folder)
 
@@ -76,8 +85,13 @@ def _load_original(folder: Path, template: str | None, storage: Storage | None) 
     )
     tensors = itertools.chain(tensors, stream_tensors([trained]))
     adapter = folder if trained.name == original.LORA else None
-    model = _stream(config, folder, tensors, rename, storage, tower_may_be_outside=True, adapter=adapter)
+    model = _stream(config, folder, tensors, rename, target, tower_may_be_outside=True, adapter=adapter)
     return _loaded(model, _tokenizer_folder(folder), prefer_sentencepiece=True)
+
+
+def stored_as(folder: Path) -> Storage | None:
+    """How the weights of a quantized checkpoint are stored; None for all others. Raises LlavaError."""
+    return load_config(folder / CONFIG).storage if "layout" in read_json(folder / CONFIG) else None
 
 
 def open_processor(
@@ -132,12 +146,15 @@ def _stream(
     folder: Path,
     tensors: Iterable[tuple[str, Tensor]],
     rename: Rename,
-    storage: Storage | None,
+    target: Target | None,
     tower_may_be_outside: bool = False,
     adapter: Path | None = None,
+    adapter_names: Rename = original.rename,
 ) -> LlavaModel:
     with on_meta():
         model = LlavaModel(config)
+    if config.storage is not None:
+        expect_levels(model, config.storage)
     known = model.state_dict().keys()
     tied = config.llm.tie_embeddings
 
@@ -151,9 +168,9 @@ def _stream(
     def may_be_outside(name: str) -> bool:
         return tower_may_be_outside and name.startswith("vision.")
 
-    with packing(model, storage) as packer:
+    with packing(model, target) as packer:
         if adapter is not None:
-            tensors = adapted(tensors, adapter, packer, original.rename)
+            tensors = adapted(tensors, adapter, packer, adapter_names)
         if absent := load_streamed(model, tensors, wanted, folder, may_be_outside, packer):
             _load_tower(model, folder, absent, packer)
     return model.requires_grad_(False).eval()

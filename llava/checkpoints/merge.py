@@ -1,6 +1,5 @@
 """A LoRA folded into its base and written as one whole model: a folder of the original layout, or what we trained."""
 
-import json
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from llava.checkpoints import original
 from llava.checkpoints.adapters import with_adapter
-from llava.checkpoints.convert import write_shards
+from llava.checkpoints.convert import open_source, write_native, write_shards
 from llava.checkpoints.hf_config import read_json
 from llava.checkpoints.load import base_of, load_checkpoint
 from llava.checkpoints.native import CONFIG
@@ -18,9 +17,8 @@ from llava.checkpoints.stream import stream_tensors, weight_files
 from llava.checkpoints.tokenizer_files import FILES
 from llava.config import load_config
 from llava.errors import LlavaError
-from llava.files import atomic_folder, write_text
+from llava.files import atomic_folder
 from llava.models.llava import LlavaModel
-from llava.tokenizer import FastTokenizer
 
 _PROBE = 16  # tokens on which both are compared
 _TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 1.0}  # of logits, by how weights are rounded
@@ -67,17 +65,10 @@ def _merge_native(folder: Path, target: Path) -> float:
     """The same for a folder of the native layout that stands on base parts: their weights become part of it."""
     if load_config(folder / CONFIG).base is None:
         raise LlavaError(f"{folder}: is a whole model; there is nothing to merge")
-    loaded = load_checkpoint(folder)
-    config, tokenizer = loaded.model.config, loaded.processor.tokenizer
-    assert isinstance(tokenizer, FastTokenizer)  # a GGUF file's
+    expected = _logits(load_checkpoint(folder).model)
     with atomic_folder(target) as written:
-        whole = config.model_copy(update={"base": None})
-        write_text(written / CONFIG, whole.model_dump_json(indent=2, exclude_none=True) + "\n")
-        tokenizer.backend.save(str(written / "tokenizer.json"))
-        eos = tokenizer.decode([tokenizer.eos_id], keep_special=True)
-        write_text(written / "tokenizer_config.json", json.dumps({"eos_token": eos}) + "\n")
-        write_shards(written, iter(loaded.model.state_dict().items()), str)
-        difference = float((_logits(load_checkpoint(written).model) - _logits(loaded.model)).abs().max())
+        write_native(open_source(folder), written)
+        difference = float((_logits(load_checkpoint(written).model) - expected).abs().max())
         if not difference <= _TOLERANCE[torch.float32]:
             raise LlavaError(f"{folder}: merged, logits differ by {difference:.3g}")
     return difference

@@ -9,26 +9,28 @@ Without `base` the folder holds everything: shards of LlavaModel's tensors under
 files (llava.checkpoints.load reads it).
 """
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from llava.checkpoints.adapters import adapted
+from llava.checkpoints.adapters import adapted, with_adapter
 from llava.checkpoints.files import load_strict, read_safetensors, write_safetensors
 from llava.checkpoints.stream import load_streamed, stream_tensors
-from llava.config import LlavaConfig, load_config
+from llava.config import BaseParts, LlavaConfig, load_config
 from llava.errors import LlavaError
 from llava.fetch import Progress, quiet, resolve
 from llava.files import write_text
 from llava.models.llava import LlavaModel
 from llava.models.meta import on_meta
 from llava.models.projectors import build_projector
+from llava.models.vision import build_vision_encoder
 from llava.processor import Processor
-from llava.quantization.pack import Storage, packing
-from llava.tokenizer import Tokenizer
+from llava.quantization.pack import Target, packing
+from llava.tokenizer import FastTokenizer, Tokenizer
 
 CONFIG, PROJECTOR, LLM, ADAPTER = "config.json", "projector.safetensors", "llm.safetensors", "adapter"
 
@@ -46,17 +48,17 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def load_native(folder: Path, progress: Progress = quiet, storage: Storage | None = None) -> Loaded:
+def load_native(folder: Path, progress: Progress = quiet, target: Target | None = None) -> Loaded:
     """Load a folder of the native layout, fetching the base parts where they are missing. Raises LlavaError.
 
-    storage: pack the linear layers for inference on a CPU; None leaves the plain model, as training needs it.
+    target: how weights are stored for inference, and where; None leaves the plain model, as training needs it.
     """
     config = load_config(folder / CONFIG)
-    loaded = load_base(config, progress, folder, storage)
+    loaded = load_base(config, progress, folder, target)
     model = loaded.model
     load_strict(model.projector, read_safetensors(folder / PROJECTOR), folder / PROJECTOR)
-    with packing(model, storage) as packer:
-        for name in model.state_dict() if packer else ():
+    with packing(model, target) as packer:
+        for name in list(model.state_dict()) if packer else ():
             if packer and not name.startswith("llm."):
                 packer.arrived(name)
     return loaded
@@ -66,7 +68,7 @@ def load_base(
     config: LlavaConfig,
     progress: Progress = quiet,
     trained: Path | None = None,
-    storage: Storage | None = None,
+    target: Target | None = None,
     with_llm: bool = True,
 ) -> Loaded:
     """The pre-trained parts that `config` names, with a freshly initialised projector. Raises LlavaError.
@@ -88,13 +90,43 @@ def load_base(
         tensors, source = base.tensors(), base.path
         if trained is not None and (trained / LLM).exists():
             tensors, source = stream_tensors([trained / LLM]), trained / LLM
-        with packing(model, storage) as packer:
+        with packing(model, target) as packer:
             if trained is not None and (trained / ADAPTER).exists():
                 tensors = adapted(tensors, trained / ADAPTER, packer, lambda name: f"llm.{name}")
             load_streamed(model.llm, tensors, str, source, packer=packer, prefix="llm.")
     model.projector = build_projector(config.projector, model.vision.feature_size, config.llm.hidden_size)
     processor = build_processor(config, base.tokenizer, model.vision.num_tokens)
     return Loaded(model.requires_grad_(False).eval(), processor)
+
+
+def whole_tensors(folder: Path, config: LlavaConfig, base: BaseParts, fold: bool) -> Iterator[tuple[str, Tensor]]:
+    """All tensors of a folder that stands on base parts, under LlavaModel's names; with `fold`, its LoRA folded in."""
+    from llava.checkpoints.gguf import open_gguf  # its library takes long to import
+
+    tensors: Iterable[tuple[str, Tensor]] = open_gguf(resolve(base.llm)).tensors()
+    if (folder / LLM).exists():
+        tensors = stream_tensors([folder / LLM])
+    if fold and (folder / ADAPTER).exists():
+        tensors = with_adapter(tensors, folder / ADAPTER)
+    for name, tensor in tensors:
+        yield f"llm.{name}", tensor
+    with on_meta():
+        vision = build_vision_encoder(config.vision)
+    for name, tensor in vision.state_dict_from(resolve(base.vision)).items():
+        yield f"vision.{name}", tensor
+    for name, tensor in read_safetensors(folder / PROJECTOR).items():
+        yield f"projector.{name}", tensor
+
+
+def write_tokenizer(base: BaseParts, folder: Path) -> None:
+    """The tokenizer of base parts, as the files that whole models have."""
+    from llava.checkpoints.gguf import open_gguf
+
+    tokenizer = open_gguf(resolve(base.llm)).tokenizer
+    assert isinstance(tokenizer, FastTokenizer)
+    tokenizer.backend.save(str(folder / "tokenizer.json"))
+    eos = tokenizer.decode([tokenizer.eos_id], keep_special=True)
+    write_text(folder / "tokenizer_config.json", json.dumps({"eos_token": eos}) + "\n")
 
 
 def build_processor(config: LlavaConfig, tokenizer: Tokenizer, tokens_per_view: int) -> Processor:

@@ -22,9 +22,8 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from llava.config import LlavaConfig
+    from llava.config import LlavaConfig, Precision
     from llava.processor import ImageSpan, Processor
-    from llava.quantization.linears import Precision
 
 HELP = """Show a model's parts and its memory in each precision; with a prompt, the exact text, ids and image tokens.
 
@@ -93,8 +92,8 @@ def _show_parts(
 ) -> None:
     from rich.table import Table
 
+    from llava.config import Storage
     from llava.quantization.footprint import cache_bytes, footprint, peak_bytes
-    from llava.quantization.pack import Storage
 
     what = {
         "vision encoder": config.vision.type + (f", from {config.base.vision}" if config.base else ""),

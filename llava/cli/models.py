@@ -13,10 +13,9 @@ def run() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from llava.config import LlavaConfig, load_config
+    from llava.config import LlavaConfig, Storage, load_config
     from llava.memory import total_memory
     from llava.quantization.footprint import PRECISIONS, footprint, peak_bytes
-    from llava.quantization.pack import Storage
     from llava.registry import EMBEDDED, PUBLISHED
 
     memory = total_memory()

@@ -10,7 +10,7 @@ from llava.chat.messages import Image, Video, Visual
 from llava.errors import LlavaError
 
 if TYPE_CHECKING:
-    from llava.quantization.linears import Precision
+    from llava.config import Precision
 
 ImageOption = Annotated[list[Path] | None, typer.Option(help="An image; may be given several times.")]
 VideoOption = Annotated[list[Path] | None, typer.Option(help="A video; may be given several times.")]

@@ -4,12 +4,11 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from llava.config import LlavaConfig
+from llava.config import LlavaConfig, Precision, Storage
 from llava.models.decoder import Decoder
 from llava.models.llava import LlavaModel
 from llava.models.meta import on_meta
-from llava.quantization.linears import Precision, group_of, stored_precision
-from llava.quantization.pack import Storage
+from llava.quantization.linears import group_of, stored_precision
 
 PRECISIONS: tuple[Precision, ...] = ("float32", "float16", "int8", "int4")
 _PROCESS = 360_000_000  # bytes of Python, PyTorch and the tokenizer, before any weight (benchmarks/memory.py)
@@ -57,8 +56,8 @@ def cache_bytes(config: LlavaConfig) -> int:
 
 def _weight_bytes(layer: nn.Linear, precision: Precision) -> float:
     """Of a packed linear layer's weight."""
-    outputs, inputs = layer.weight.shape
-    precision = stored_precision(outputs, inputs, precision)
+    inputs = layer.in_features
+    precision = stored_precision(inputs, precision)
     if precision == "int4":  # and two bfloat16 numbers for each group
         return layer.weight.numel() * (0.5 + 2 * 2 / group_of(inputs))
     each = {"float32": 4, "float16": 2, "int8": 1}[precision]  # scales of int8 are nothing beside it

@@ -4,7 +4,7 @@ float32  oneDNN's blocked layout; exact
 float16  stored in half precision, computed in float32 (FBGEMM); exact for weights published in half precision
 int8     a scale for each output; inputs are rounded to 8 bits, each row by its own largest value. On CPUs without VNNI
          the kernel's sums of two products are cut at 16 bits: where two neighbours are near their largest at once
-int4     a scale and an offset for each group of inputs of an output; inputs in bfloat16
+int4     a scale and a middle for each group of inputs of an output; inputs in bfloat16
 
 Every row of an input is computed on its own terms: what else is in the batch does not change it (in float32 and float16
 up to the order of summation). Oracle: the formulas in plain PyTorch (tests/quantization/test_linears.py).
@@ -13,14 +13,15 @@ up to the order of summation). Oracle: the formulas in plain PyTorch (tests/quan
 import functools
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-Precision = Literal["float32", "float16", "int8", "int4"]
+from llava.config import Precision
 
 _LEVELS = 127  # of int8, to each side
+_BLOCK = 64  # the kernel of int4 takes a multiple of so many outputs
 _SMALLEST = 1e-12  # a scale; for rows of zeros
 
 
@@ -53,26 +54,26 @@ class Float16Linear(nn.Module):
 class Levels(nn.Module):
     """A linear layer's weight rounded to few levels, as checkpoints store it. It is not run, but packed.
 
-    int8: levels int8 (out, in), scales (out,); weight = levels * scales
-    int4: levels uint8 (out, in / 2), two of 0..15 in a byte, the even input's in its lower half; scales and offsets
-    (out, in / group); weight = level * scale + offset
+    int8: levels int8 (out, in), scales float32 (out,); weight = level * scale
+    int4: levels uint8 (out, in / 2), two of 0..15 in a byte, the even input's in its lower half; scales and middles
+    bfloat16 (out, in / group); weight = (level - 8) * scale + middle
     """
 
-    def __init__(self, levels: Tensor, scales: Tensor, offsets: Tensor | None, bias: Tensor | None) -> None:
+    def __init__(self, levels: Tensor, scales: Tensor, middles: Tensor | None, bias: Tensor | None) -> None:
         super().__init__()
         self.register_buffer("levels", levels)
         self.register_buffer("scales", scales)
-        self.register_buffer("offsets", offsets)
+        self.register_buffer("middles", middles)
         self.register_buffer("bias", bias)
         self.levels: Tensor
         self.scales: Tensor
-        self.offsets: Tensor | None
+        self.middles: Tensor | None
         self.bias: Tensor | None
 
     @property
     def shape(self) -> tuple[int, int]:
         """Outputs and inputs of the layer."""
-        return len(self.levels), self.levels.shape[1] * (1 if self.offsets is None else 2)
+        return len(self.levels), self.levels.shape[1] * (1 if self.middles is None else 2)
 
 
 class Int8Linear(nn.Module):
@@ -88,15 +89,10 @@ class Int8Linear(nn.Module):
         self.bias = None if stored.bias is None else stored.bias.float()
 
     def forward(self, x: Tensor) -> Tensor:
+        scales = x.abs().amax(-1, keepdim=True).div_(_LEVELS).clamp_(min=_SMALLEST)
+        # divided by scales of their own, all rows have the scale 1: no row sees another's
         product = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
-        y: Tensor
-        if x.numel() == x.shape[-1]:
-            scale = max(float(x.abs().amax()), _SMALLEST) / _LEVELS
-            y = product(x, scale, _LEVELS + 1, self.packed)
-        else:  # divided by scales of their own, all rows have the scale 1: no row sees another's
-            scales = torch.maximum(x.amax(-1, keepdim=True), x.amin(-1, keepdim=True).neg_())
-            scales = scales.clamp_(min=_SMALLEST).div_(_LEVELS)
-            y = product(x * scales.reciprocal(), 1.0, _LEVELS + 1, self.packed).mul_(scales)
+        y: Tensor = product(x / scales, 1.0, _LEVELS + 1, self.packed).mul_(scales)
         return y if self.bias is None else y.add_(self.bias)
 
 
@@ -105,12 +101,11 @@ class Int4Linear(nn.Module):
 
     def __init__(self, stored: Levels) -> None:
         super().__init__()
-        assert stored.offsets is not None
+        assert stored.middles is not None
         self.out_features, inputs = stored.shape
         self.group = inputs // stored.scales.shape[1]
         self.packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(_unpaired(stored.levels), 1)
-        middles = stored.offsets.float() + 8 * stored.scales.float()  # the kernel counts levels from -8
-        self.scales = torch.stack((stored.scales.float(), middles), dim=-1).transpose(0, 1).contiguous().bfloat16()
+        self.scales = torch.stack((stored.scales, stored.middles), dim=-1).transpose(0, 1).contiguous()
         self.bias = None if stored.bias is None else stored.bias.float()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -125,16 +120,14 @@ def group_of(inputs: int) -> int:
     return 32 if inputs < 2048 else 64
 
 
-def stored_precision(outputs: int, inputs: int, precision: Precision) -> Precision:
-    """What a weight of this shape is stored in when `precision` is asked for: 8 bits where 4 cannot be had."""
-    if precision == "int4" and (inputs % group_of(inputs) or outputs % 64):
-        return "int8"
-    return precision
+def stored_precision(inputs: int, precision: Precision) -> Precision:
+    """What a weight with so many inputs is stored in when `precision` is asked for: 8 bits where 4 cannot be had."""
+    return "int8" if precision == "int4" and inputs % group_of(inputs) else precision
 
 
 def quantize(weight: Tensor, bias: Tensor | None, precision: Precision) -> Levels:
     """A weight (out, in) as int8 or int4 levels: to the nearest, between the least and the largest value."""
-    if stored_precision(len(weight), weight.shape[1], precision) == "int8":
+    if stored_precision(weight.shape[1], precision) == "int8":
         return _quantize_int8(weight, bias)
     return _quantize_int4(weight, bias)
 
@@ -152,15 +145,16 @@ def _quantize_int4(weight: Tensor, bias: Tensor | None) -> Levels:
     outputs, inputs = weight.shape
     group = group_of(inputs)
     levels = torch.empty(outputs, inputs // 2, dtype=torch.uint8)
-    scales, offsets = torch.empty(2, outputs, inputs // group)
+    scales, middles = torch.empty(2, outputs, inputs // group, dtype=torch.bfloat16)
     for rows in _slices(weight):
         groups = weight[rows].float().view(-1, inputs // group, group)
-        offsets[rows] = groups.amin(-1)
-        scales[rows] = ((groups.amax(-1) - offsets[rows]) / 15).clamp_(min=_SMALLEST)
-        groups = (groups - offsets[rows, :, None]).div_(scales[rows, :, None])
+        least = groups.amin(-1, keepdim=True)
+        steps = ((groups.amax(-1, keepdim=True) - least) / 15).clamp_(min=_SMALLEST)
+        scales[rows], middles[rows] = steps[..., 0].bfloat16(), (least + 8 * steps)[..., 0].bfloat16()
+        groups = (groups - least).div_(steps)
         pairs = groups.round_().clamp_(0, 15).byte().view(-1, inputs // 2, 2)
         levels[rows] = pairs[..., 0] | (pairs[..., 1] << 4)
-    return Levels(levels, scales, offsets, bias)
+    return Levels(levels, scales, middles, bias)
 
 
 def _unpaired(levels: Tensor) -> Tensor:
@@ -170,22 +164,22 @@ def _unpaired(levels: Tensor) -> Tensor:
 
 def dequantized(stored: Levels) -> Tensor:
     """The weight (out, in) that levels stand for, in float32."""
-    if stored.offsets is None:
+    if stored.middles is None:
         return stored.levels.float() * stored.scales.float()[:, None]
-    groups = _unpaired(stored.levels).float().view(*stored.scales.shape, -1)
-    return (groups * stored.scales.float()[..., None] + stored.offsets.float()[..., None]).flatten(1)
+    groups = _unpaired(stored.levels).float().view(*stored.scales.shape, -1) - 8
+    return (groups * stored.scales.float()[..., None] + stored.middles.float()[..., None]).flatten(1)
 
 
 def joined(parts: Sequence[Levels]) -> Levels:
     """The levels of one layer that gives what several give, one after the other."""
     if len(parts) == 1:
         return parts[0]
-    offsets = [part.offsets for part in parts if part.offsets is not None]
+    middles = [part.middles for part in parts if part.middles is not None]
     biases = [part.bias for part in parts if part.bias is not None]
     return Levels(
         torch.cat([part.levels for part in parts]),
         torch.cat([part.scales for part in parts]),
-        torch.cat(offsets) if offsets else None,
+        torch.cat(middles) if middles else None,
         torch.cat(biases) if biases else None,
     )
 
@@ -197,9 +191,10 @@ def _slices(weight: Tensor) -> Iterator[slice]:
 
 
 def pack_levels(stored: Levels) -> nn.Module:
-    """A layer that computes with this weight, for float32 x (..., in) on the CPU; exactly where no kernel is there."""
-    if stored.offsets is not None:
-        return Int4Linear(stored)
+    """A layer that computes with this weight, for float32 x (..., in) on the CPU; in more bits where no kernel fits."""
+    if stored.middles is not None:
+        fits = stored.shape[0] % _BLOCK == 0
+        return Int4Linear(stored) if fits else pack_linear(dequantized(stored), stored.bias, "int8")
     return Int8Linear(stored) if _has_fbgemm() else pack_linear(dequantized(stored), stored.bias, "float32")
 
 

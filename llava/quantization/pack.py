@@ -10,40 +10,25 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from llava.config import Precision, Storage
 from llava.models.cache import CacheBatch
 from llava.models.decoder import MLP, Attention, Block, Decoder
 from llava.models.llava import LlavaModel
 from llava.models.vision.transformer import VitAttention, VitBlock
-from llava.quantization.linears import Levels, Precision, joined, pack_levels, pack_linear, quantize
+from llava.quantization.gpu import place
+from llava.quantization.linears import Levels, joined, pack_levels, pack_linear, quantize
 
 Factors = tuple[Tensor, Tensor]  # of a LoRA: A (r, in) and B (out, r), scaled; B @ A is added to a weight
 Adapters = Mapping[nn.Module, Factors]  # linear layers and their LoRAs
 
+Target = tuple[Storage, torch.device]  # how weights are stored for inference, and where
+
 _WORKERS = 2  # parts that are packed at once, while others are read: packing itself runs on one core
-
-
-@dataclass(frozen=True)
-class Storage:
-    """How weights are stored: the LLM's, and whether what lies beside it has 8 bits too.
-
-    Beside it are the vision tower, the projector, and the LLM's head.
-    """
-
-    precision: Precision
-    beside_8bit: bool = False
-
-    @property
-    def head(self) -> Precision:
-        """Of the LLM's head."""
-        if self.beside_8bit:
-            return "int8"
-        return "float32" if self.precision == "float32" else "float16"
 
 
 class PackedAttention(nn.Module):
@@ -156,14 +141,20 @@ class Packer:
     Beside the LLM's blocks, a part keeps 16 bits, or the type that it was stored in, unless 8 bits are asked for.
     """
 
-    def __init__(self, model: LlavaModel, storage: Storage) -> None:
-        self._model, self.storage = model, storage
+    def __init__(self, model: LlavaModel, storage: Storage, device: torch.device) -> None:
+        self._model, self.storage, self._device = model, storage, device
         self._adapters: dict[nn.Module, Factors] = {}
         self._missing: dict[str, set[str]] = {}
         for name in model.state_dict():
             self._missing.setdefault(_part(name), set()).add(name)
+        self._inference = torch.is_inference_mode_enabled()  # a mode of the thread, for those that pack too
         self._workers = ThreadPoolExecutor(_WORKERS)
         self._jobs: deque[Future[None]] = deque()
+
+    @property
+    def keeps_adapters(self) -> bool:
+        """Whether a LoRA stays beside what is packed: `Int4Linear` would round away most of it."""
+        return self.storage.precision == "int4" and self._device.type == "cpu"
 
     def adapt(self, name: str, factors: Factors) -> bool:
         """Let the linear layer of this name have a LoRA beside it: A (r, in), B (out, r). False: it does not fit."""
@@ -195,14 +186,21 @@ class Packer:
         try:
             while self._jobs:
                 self._jobs.popleft().result()
+            if self._device.type != "cpu":  # what is in no part: norms, embeddings of positions
+                self._model.to(self._device)
         finally:
             self._workers.shutdown(cancel_futures=True)
 
-    @torch.no_grad()
     def _pack(self, part: str) -> None:
+        with torch.inference_mode(self._inference), torch.no_grad():
+            self._pack_part(part)
+
+    def _pack_part(self, part: str) -> None:
         path, _, leaf = part.rpartition(".")
         module = self._model.get_submodule(part)
-        if isinstance(module, Block):
+        if self._device.type != "cpu":
+            setattr(self._model.get_submodule(path), leaf, place(module, self._on_gpu(module), self._device))
+        elif isinstance(module, Block):
             precision = self.storage.precision
             module.self_attn = PackedAttention(module.self_attn, precision, self._adapters)  # type: ignore[assignment]
             module.mlp = PackedMLP(module.mlp, precision, self._adapters)  # type: ignore[assignment]
@@ -219,6 +217,14 @@ class Packer:
             self._model.llm.lm_head = _joined((module,), self.storage.head, {})  # type: ignore[arg-type, assignment]
         elif isinstance(module, nn.Linear | Levels):
             setattr(self._model.get_submodule(path), leaf, _joined((module,), self._beside(module), {}))
+
+    def _on_gpu(self, module: nn.Module) -> Precision:
+        """What a part is stored in on a GPU, which computes in the type that it stores: 16 bits, or all in 32."""
+        if isinstance(module, Block):
+            return self.storage.precision
+        is_linear = isinstance(module, nn.Linear | VitBlock)
+        half: Precision = "float32" if self.storage.precision == "float32" else "float16"
+        return "int8" if is_linear and self.storage.beside_8bit else half
 
     def _beside(self, layer: nn.Linear | Levels) -> Precision:
         """What a part beside the LLM is stored in."""
@@ -241,9 +247,9 @@ class Packer:
 
 
 @contextmanager
-def packing(model: LlavaModel, storage: Storage | None) -> Iterator[Packer | None]:
+def packing(model: LlavaModel, target: Target | None) -> Iterator[Packer | None]:
     """A packer that has packed all that arrived when the context ends; None where nothing is to be packed."""
-    packer = Packer(model, storage) if storage else None
+    packer = Packer(model, *target) if target else None
     try:
         yield packer
     finally:
@@ -253,10 +259,10 @@ def packing(model: LlavaModel, storage: Storage | None) -> Iterator[Packer | Non
 
 def pack_model(model: LlavaModel, storage: Storage) -> None:
     """Pack a model that is loaded, part by part."""
-    with packing(model, storage) as packer:
-        for name in model.state_dict() if packer else ():
-            if packer:
-                packer.arrived(name)
+    with packing(model, (storage, torch.device("cpu"))) as packer:
+        assert packer is not None
+        for name in list(model.state_dict()):
+            packer.arrived(name)
 
 
 def _give_back() -> None:

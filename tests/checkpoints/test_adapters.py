@@ -11,6 +11,7 @@ import torch
 from llava.checkpoints.adapters import adapted, read_adapter, with_adapter
 from llava.checkpoints.files import read_safetensors, write_safetensors
 from llava.checkpoints.gguf import GgufLlm
+from llava.config import Storage
 from llava.errors import LlavaError
 from llava.models.decoder import Decoder
 from llava.models.llava import LlavaModel
@@ -66,11 +67,12 @@ def test_in_four_bits_an_adapter_stays_beside_its_base(
     packed: dict[bool, torch.Tensor] = {}
     for with_lora in (False, True):
         copied = copy.deepcopy(plain)
-        packer = Packer(copied, "int4")
+        packer = Packer(copied, Storage("int4"), torch.device("cpu"))
         if with_lora:
             list(adapted([], folder, packer, lambda name: f"llm.{name}"))
-        for name in copied.state_dict():
+        for name in list(copied.state_dict()):
             packer.arrived(name)
+        packer.finish()
         first = copied.llm.layers[0].self_attn
         assert isinstance(first, PackedAttention)
         packed[with_lora] = first.qkv(x)
@@ -78,7 +80,7 @@ def test_in_four_bits_an_adapter_stays_beside_its_base(
     pairs = [factors[f"layers.0.self_attn.{part}_proj"] for part in "qkv"]
     added = torch.cat([x @ (b @ a).T for a, b in pairs], dim=-1)
     assert torch.allclose(packed[True] - packed[False], added, atol=5e-3)
-    packer = Packer(copy.deepcopy(plain), "int4")
+    packer = Packer(copy.deepcopy(plain), Storage("int4"), torch.device("cpu"))
     with pytest.raises(LlavaError, match="does not fit the model"):
         adapted([], folder, packer, lambda name: f"llm.other.{name}")
 

@@ -154,8 +154,8 @@ def test_what_a_layout_cannot_say_is_refused(sources: dict[Layout, Path], tmp_pa
     assert list(tmp_path.iterdir()) == []  # nothing half-written
 
 
-def test_only_whole_models_are_converted() -> None:
+def test_an_encoder_that_only_the_native_layout_has_is_refused(tmp_path: Path) -> None:
     from llava.registry import EMBEDDED
 
-    with pytest.raises(LlavaError, match="only whole models are converted"):
-        open_source(EMBEDDED["llava-smol"])
+    with pytest.raises(LlavaError, match="efficientnet_lite0 exists in the native layout only"):
+        convert(open_source(EMBEDDED["llava-smol"]), tmp_path / "hf", "hf")

@@ -60,7 +60,7 @@ def test_convert_writes_another_layout_and_refuses_to_overwrite(tmp_path: Path) 
     for arguments, message in (
         ((tmp_path / "hf", tmp_path / "native", "--to", "native"), "exists already"),
         ((tmp_path / "hf", tmp_path / "other", "--to", "gguf"), "--to gguf: choose one of: hf, original, native"),
-        (("llava-smol", tmp_path / "other", "--to", "hf"), "only whole models are converted"),
+        (("llava-smol", tmp_path / "other", "--to", "hf"), "exists in the native layout only"),
     ):
         done = llava("convert", *arguments)
         assert done.returncode == 2 and message in done.stderr

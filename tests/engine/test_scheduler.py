@@ -13,14 +13,14 @@ from llava.assistant import Assistant
 from llava.chat.messages import Image, Message
 from llava.checkpoints.gguf import GgufLlm
 from llava.checkpoints.native import Loaded
+from llava.config import Precision, Storage
 from llava.engine.engine import Engine
 from llava.engine.prefixes import common_length
 from llava.engine.request import Generation, Request
 from llava.engine.sampling import Sampling
 from llava.engine.scheduler import Limits
 from llava.errors import LlavaError
-from llava.quantization.linears import Precision
-from llava.quantization.pack import Storage, pack_model
+from llava.quantization.pack import pack_model
 from tests.conftest import tiny_model
 
 PICTURES = [

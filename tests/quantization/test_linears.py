@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from llava.quantization.linears import GROUP, Precision, pack_linear, quantize_int4, quantize_int8
+from llava.config import Precision
+from llava.quantization.linears import dequantized, group_of, pack_linear, quantize
 
 PRECISIONS: tuple[Precision, ...] = ("float32", "float16", "int8", "int4")
 
@@ -17,14 +18,17 @@ def effective_weight(weight: Tensor, precision: Precision) -> Tensor:
     if precision == "float16":
         return weight.half().float()
     if precision == "int8":
-        levels, scales = quantize_int8(weight)
-        return levels.float() * scales[:, None]
+        scales = weight.abs().amax(1, keepdim=True) / 127
+        return (weight / scales).round() * scales
     if precision == "int4":
-        levels, scales, offsets = quantize_int4(weight)
-        groups = levels.float().unflatten(1, (-1, GROUP))
-        # the kernel keeps scale and middle of each group in bfloat16
-        scale, middle = scales.bfloat16().float(), (offsets + 8 * scales).bfloat16().float()
-        return ((groups - 8) * scale[..., None] + middle[..., None]).flatten(1)
+        groups = weight.unflatten(1, (-1, 32))
+        least, step = (
+            groups.amin(-1, keepdim=True),
+            (groups.amax(-1, keepdim=True) - groups.amin(-1, keepdim=True)) / 15,
+        )
+        # scale and middle of each group are kept in bfloat16
+        scale, middle = step.bfloat16().float(), (least + 8 * step).bfloat16().float()
+        return ((((groups - least) / step).round() - 8) * scale + middle).flatten(1)
     return weight
 
 
@@ -61,15 +65,17 @@ def test_a_row_does_not_depend_on_the_others(precision: Precision) -> None:
     assert all(torch.equal(together[row], layer(x[row : row + 1])[0]) for row in range(9))
 
 
-@given(st.integers(0, 2**31), st.sampled_from([1e-20, 1.0, 1e20]))
+@given(st.integers(0, 2**31), st.sampled_from([1e-20, 1.0, 1e20]), st.sampled_from([64, 2048]))
 @settings(max_examples=20, deadline=None)
-def test_what_is_stored_is_as_near_as_its_levels_are(seed: int, size: float) -> None:
-    weight = torch.randn(64, 64, generator=torch.Generator().manual_seed(seed)) * size
-    levels, scales = quantize_int8(weight)
-    assert ((levels * scales[:, None] - weight).abs() <= scales[:, None] * 0.501 + 1e-12).all()
-    fours, steps, offsets = quantize_int4(weight)
-    groups = fours.unflatten(1, (-1, GROUP)) * steps[..., None] + offsets[..., None]
-    assert ((groups.flatten(1) - weight).abs() <= steps.repeat_interleave(GROUP, 1) * 0.501 + 1e-12).all()
+def test_what_is_stored_is_as_near_as_its_levels_are(seed: int, size: float, inputs: int) -> None:
+    weight = torch.randn(64, inputs, generator=torch.Generator().manual_seed(seed)) * size
+    eight = quantize(weight, None, "int8")
+    assert ((dequantized(eight) - weight).abs() <= eight.scales[:, None] * 0.501 + 1e-12).all()
+    four = quantize(weight, None, "int4")
+    steps = four.scales.float().repeat_interleave(group_of(inputs), 1)
+    # half a step, and what bfloat16 takes off the scale (up to 8 steps away) and off the middle
+    allowed = steps * (0.501 + 8 * 2**-8) + weight.abs().amax() * 2**-8 + 1e-12
+    assert ((dequantized(four) - weight).abs() <= allowed).all()
 
 
 @torch.inference_mode()

@@ -7,11 +7,10 @@ import torch
 from torch import nn
 
 from llava.checkpoints.gguf import GgufLlm
-from llava.config import LlavaConfig
+from llava.config import LlavaConfig, Precision, Storage
 from llava.models.llava import LlavaModel
 from llava.quantization.footprint import footprint
-from llava.quantization.linears import Precision
-from llava.quantization.pack import Storage, pack_model
+from llava.quantization.pack import pack_model
 from tests.conftest import tiny_model
 
 
