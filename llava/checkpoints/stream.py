@@ -3,11 +3,11 @@
 Peak memory is the model and, at most, one shard: safetensors are read tensor by tensor, `.bin` files shard by shard.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import safetensors
-import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -18,6 +18,7 @@ from llava.quantization.pack import Packer
 
 _INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _SINGLE = ("model.safetensors", "pytorch_model.bin")
+_MAPPED = 128 * 2**20  # bytes of a file that are mapped at once
 _LISTED = 8  # names that an error shows
 
 
@@ -52,11 +53,16 @@ def stream_tensors(files: Iterable[Path]) -> Iterator[tuple[str, Tensor]]:
 def _stream_safetensors(file: Path) -> Iterator[tuple[str, Tensor]]:
     try:
         with safetensors.safe_open(file, framework="pt") as opened:
-            names = list(opened.keys())
-        for name in names:  # opened anew each time, so that the pages that were mapped do not add up
+            names = deque(opened.keys())
+        while names:  # opened anew now and then, so that the pages that were mapped do not add up
+            mapped = 0
             with safetensors.safe_open(file, framework="pt") as opened:
-                tensor = opened.get_tensor(name)
-            yield name, tensor
+                while names and mapped < _MAPPED:
+                    name = names.popleft()
+                    tensor = opened.get_tensor(name)
+                    mapped += tensor.nbytes
+                    yield name, tensor
+                    del tensor
     except FileNotFoundError:
         raise LlavaError(f"{file}: weight file not found") from None
     except (SafetensorError, OSError, ValueError) as error:
@@ -113,4 +119,4 @@ def _assign(model: nn.Module, name: str, tensor: Tensor) -> None:
     if leaf in dict(module.named_parameters(recurse=False)):
         setattr(module, leaf, nn.Parameter(tensor.contiguous(), requires_grad=False))
     else:
-        setattr(module, leaf, tensor.clone(memory_format=torch.contiguous_format))
+        setattr(module, leaf, tensor.contiguous())
