@@ -63,7 +63,7 @@ class Ours:
 
     def reset(self) -> None:
         """Forget all conversations and pictures."""
-        self.engine = Engine(self.assistant.model)
+        self.engine = Engine(self.assistant.model, self.assistant.processor.tokenizer)
 
     def stream(self, messages: Sequence[Message], count: int) -> Iterator[int]:
         """The first `count` ids of the greedy answer, past any id that would end it."""

@@ -53,7 +53,7 @@ class Ours:
 
     def together(self, pictures: list[Path]) -> None:
         requests = [self.request(picture, [QUESTIONS[0]]) for picture in pictures]
-        self.assistant._engine.generate(requests, self.sampling(ANSWER))
+        self.assistant._engine.generate([(one, self.sampling(ANSWER)) for one in requests])
 
 
 class Transformers:

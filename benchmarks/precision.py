@@ -47,7 +47,7 @@ def answers(assistant: Assistant, count: int) -> list[list[int]]:
     """Greedy answers to sentences of the text."""
     sentences = [line for line in text().split(". ") if 40 < len(line) < 200][:count]
     requests = [replace(assistant.request([Message.user(line)]), stop_ids=frozenset()) for line in sentences]
-    return [one.output for one in assistant._engine.generate(requests, Sampling(LENGTH))]
+    return [one.output for one in assistant._engine.generate([(one, Sampling(LENGTH)) for one in requests])]
 
 
 def accuracy(assistant: Assistant, count: int) -> float:

@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--precision", default="int8")
     options = parser.parse_args()
     assistant = llava.load(options.model, device="cpu", precision=options.precision)
-    engine = Engine(assistant.model, kv_bytes=256 * 2**20)
+    engine = Engine(assistant.model, assistant.processor.tokenizer, kv_bytes=256 * 2**20)
     dice, submitted, ended, cancelled, tokens, reused = random.Random(0), 0, 0, 0, 0, 0
     running: list[Generation] = []
     start = time.perf_counter()

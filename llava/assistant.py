@@ -1,17 +1,29 @@
 """A model that one can talk to: messages in, text out."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 
 from llava.chat.messages import Message
 from llava.checkpoints.native import Loaded
 from llava.engine.engine import Engine
-from llava.engine.request import Request, RequestImage, Usage
-from llava.engine.sampling import Sampling
-from llava.engine.text import TextStream
+from llava.engine.request import Request, RequestImage, Scored, Usage
+from llava.engine.sampling import Sampling, several
 from llava.models.llava import LlavaModel
 from llava.processor import ImageSpan, Processor
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A whole answer: its text, why it ended, its ids, their log probabilities where asked for, and what it took."""
+
+    text: str
+    finish: Literal["stop", "length"]
+    ids: list[int]
+    scored: list[Scored]
+    usage: Usage
 
 
 class Assistant:
@@ -20,12 +32,12 @@ class Assistant:
     def __init__(self, loaded: Loaded) -> None:
         self.model: LlavaModel = loaded.model
         self.processor: Processor = loaded.processor
-        self._engine = Engine(loaded.model)
+        self._engine = Engine(loaded.model, loaded.processor.tokenizer)
         self._usage = Usage()
         text = self.processor.ending().strip(" ")
         ending = self.processor.tokenizer.encode(text)[0] if text else []
         self._stop_ids = frozenset([self.processor.tokenizer.eos_id, *(ending if len(ending) == 1 else [])])
-        self._stops = [text] if text else []
+        self._stops = (text,) if text else ()
 
     @property
     def usage(self) -> Usage:
@@ -65,21 +77,35 @@ class Assistant:
         """
         return self._stream(messages, Sampling(max_new_tokens, temperature, top_p, top_k, seed), stop)
 
+    def answers(
+        self,
+        conversations: Sequence[Sequence[Message]],
+        sampling: Sampling,
+        *,
+        n: int = 1,
+        stop: Sequence[str] = (),
+    ) -> list[list[Answer]]:
+        """n answers to each of several conversations, all computed together. Errors are those of `stream`."""
+        requests = [self.request(messages, stop) for messages in conversations]
+        pairs = [(request, one) for request in requests for one in several(sampling, n)]
+        found: list[Answer] = []
+        self._usage = Usage()
+        for generation in self._engine.generate(pairs):
+            assert generation.finished == "stop" or generation.finished == "length"
+            text, scored = generation.text.strip(), generation.scored
+            found.append(Answer(text, generation.finished, generation.output, scored, generation.usage))
+            self._usage += generation.usage
+        return [found[start : start + n] for start in range(0, len(found), n)]
+
     def chat_batch(self, conversations: Sequence[Sequence[Message]], *, max_new_tokens: int = 512) -> list[str]:
         """The greedy answers to several conversations, computed together; as `chat` gives one by one."""
-        requests = [self.request(messages) for messages in conversations]
-        texts, self._usage = [], Usage()
-        for generation in self._engine.generate(requests, Sampling(max_new_tokens)):
-            text = TextStream(self.processor.tokenizer, self._stops)
-            texts.append(("".join(text.push(token) for token in generation.output) + text.finish()).strip())
-            self._usage += generation.usage
-        return texts
+        return [only.text for (only,) in self.answers(conversations, Sampling(max_new_tokens))]
 
-    def request(self, messages: Sequence[Message]) -> Request:
+    def request(self, messages: Sequence[Message], stop: Sequence[str] = ()) -> Request:
         """A conversation as the engine takes it."""
         prompt = self.processor.prompt(messages)
-        keys = prompt.keys()
-        return Request(prompt.ids, keys, [self._image(span) for span in prompt.spans], self._stop_ids)
+        images, stops = [self._image(span) for span in prompt.spans], (*self._stops, *stop)
+        return Request(prompt.ids, prompt.keys(), images, self._stop_ids, stops)
 
     def _image(self, span: ImageSpan) -> RequestImage:
         def views() -> Tensor:
@@ -88,17 +114,16 @@ class Assistant:
         return RequestImage(span.image.digest, span.start, span.layout, views)
 
     def _stream(self, messages: Sequence[Message], sampling: Sampling, stop: Sequence[str]) -> Iterator[str]:
-        text = TextStream(self.processor.tokenizer, [*self._stops, *stop])
-        generation = self._engine.submit(self.request(messages), sampling)
+        generation = self._engine.submit(self.request(messages, stop), sampling)
+        sent = 0
         try:
-            for token in self._engine.follow(generation):
+            for _ in self._engine.follow(generation):
                 self._usage = generation.usage
-                if delta := text.push(token):
-                    yield delta
-                if text.stopped:
-                    return
+                if len(generation.text) > sent:
+                    yield generation.text[sent:]
+                    sent = len(generation.text)
             self._usage = generation.usage
-            if delta := text.finish():
-                yield delta
+            if len(generation.text) > sent:
+                yield generation.text[sent:]
         finally:
             self._engine.cancel(generation)

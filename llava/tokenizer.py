@@ -150,6 +150,18 @@ class SentencePieceTokenizer:
     def encode_parts(self, parts: Sequence[str]) -> list[Encoding]:
         return [self.encode(part) if part else ([], []) for part in parts]
 
+    def pieces(self) -> tuple[list[bytes], list[int]]:
+        """The bytes of each id's text, and the ids of special tokens, whose names stand in the place of a text."""
+        pieces: list[bytes] = []
+        for token in range(self._model.vocab_size()):
+            name = self._model.id_to_piece(token)
+            is_byte = self._model.is_byte(token)  # named <0x0A>
+            pieces.append(bytes([int(name[3:-1], 16)]) if is_byte else name.replace("\u2581", " ").encode())
+        for name, token in self._special.items():
+            pieces += [b""] * (token + 1 - len(pieces))
+            pieces[token] = name.encode()
+        return pieces, sorted(self._special.values())
+
     def decode(self, ids: Sequence[int], keep_special: bool = False) -> str:
         names = {token: name for name, token in self._special.items()}
         text, plain = "", []

@@ -68,6 +68,8 @@ class BackgroundEngine:
             reader.generation = self._engine.submit(request, sampling)
         except LlavaError as error:
             reader.error = error
+        except Exception as error:  # noqa: BLE001  the thread serves others too
+            reader.error = LlavaError(f"the request could not be taken: {error}")
         self._deliver(reader)
 
     def _deliver(self, reader: _Reader) -> None:

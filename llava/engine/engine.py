@@ -12,14 +12,18 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from llava.engine.grammar import Grammars
+from llava.engine.lookup import Lookup
 from llava.engine.prefixes import BLOCK
-from llava.engine.request import Generation, Request, RequestImage, Scored
+from llava.engine.request import Finish, Generation, Request, RequestImage, Scored
 from llava.engine.sampling import Sampling, choose
 from llava.engine.scheduler import Limits, Scheduler
+from llava.engine.text import TextStream
 from llava.errors import LlavaError
 from llava.memory import available_memory
 from llava.models.cache import CacheBatch, KVCache
 from llava.models.llava import LlavaModel
+from llava.tokenizer import Tokenizer
 
 Plan = list[tuple[Generation, int]]  # requests, and how many tokens of each
 
@@ -32,11 +36,19 @@ _PIXELS = 4 * 224**2  # of the views that are encoded at once on a CPU: what its
 class Engine:
     """Runs one model. Not for use by several threads at once; see `llava.engine.background` for that.
 
+    tokenizer: for the text of answers, in which stop strings are found, and for grammars.
     kv_bytes: memory for keys and values; by default a quarter of what is available, and at most 4 GiB.
     """
 
-    def __init__(self, model: LlavaModel, kv_bytes: int | None = None, limits: Limits | None = None) -> None:
-        self._model = model
+    def __init__(
+        self,
+        model: LlavaModel,
+        tokenizer: Tokenizer,
+        kv_bytes: int | None = None,
+        limits: Limits | None = None,
+    ) -> None:
+        self._model, self._tokenizer = model, tokenizer
+        self._grammars = Grammars(tokenizer, model.config.llm.vocab_size)
         config = model.config.llm
         if limits is None:
             slot = 2 * config.num_layers * config.num_kv_heads * config.head_dim * model.dtype.itemsize
@@ -48,7 +60,7 @@ class Engine:
         self._views = max(1, _PIXELS // model.config.image.size**2) if on_cpu else _VIEWS
 
     def submit(self, request: Request, sampling: Sampling) -> Generation:
-        """Queue a request. Raises LlavaError when its prompt is longer than the model's context."""
+        """Queue a request. Raises LlavaError for a prompt longer than the model's context, or a wrong grammar."""
         longest, length = self._model.config.llm.max_positions, len(request.ids)
         if length > longest:
             raise LlavaError(
@@ -56,8 +68,12 @@ class Engine:
                 "start a new conversation or use fewer images"
             )
         limit = min(sampling.max_new_tokens, longest - length + 1)  # the last token is chosen, but not run
-        generation = Generation(request, sampling, limit, sampling.generator())
+        generation = Generation(
+            request, sampling, limit, sampling.generator(), TextStream(self._tokenizer, request.stop)
+        )
         generation.usage = replace(generation.usage, prompt_tokens=length)
+        if sampling.grammar is not None:
+            generation.constraint = self._grammars.start(sampling.grammar, request.stop_ids)
         self.scheduler.waiting.append(generation)
         return generation
 
@@ -74,19 +90,28 @@ class Engine:
     @torch.inference_mode()
     def step(self) -> None:
         """Run some tokens of the requests that are there. What fails ends the requests that it concerns, only."""
+        self._guess()
         plan = self._encode(self.scheduler.schedule())
         if not plan:
             return
+        starts = [one.filled for one, _ in plan]
         try:
             logits = self._run(plan)
         except (RuntimeError, MemoryError) as error:  # out of memory; what the caches hold now is not known
             for one, _ in plan:
                 self.scheduler.finish(one, "error", LlavaError(f"the model could not run: {error}"))
             return
-        answering = [one for one, _ in plan if one.filled == one.length]
-        greedy = logits.argmax(-1).tolist()
-        for row, one in enumerate(answering):
-            self._extend(one, logits[row], greedy[row])
+        greedy, row = logits.argmax(-1).tolist(), 0
+        for (one, tokens), start in zip(plan, starts, strict=True):
+            if start + tokens >= one.length:
+                rows = 1 + len(one.guess)
+                try:
+                    self._extend(one, logits[row : row + rows], greedy[row : row + rows])
+                except LlavaError as error:
+                    self.scheduler.finish(one, "error", error)
+                except Exception as error:  # noqa: BLE001  no request may end another
+                    self.scheduler.finish(one, "error", LlavaError(f"no token could be chosen: {error}"))
+                row += rows
 
     def stream(self, request: Request, sampling: Sampling) -> Iterator[int]:
         """Generate one token after another, up to a stop id (not included), max_new_tokens or the end of the context.
@@ -111,11 +136,11 @@ class Engine:
         if generation.error is not None:
             raise generation.error
 
-    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Generation]:
+    def generate(self, requests: Sequence[tuple[Request, Sampling]]) -> list[Generation]:
         """Run several requests together to their ends. Raises LlavaError when one of them fails."""
         generations: list[Generation] = []
         try:
-            for request in requests:
+            for request, sampling in requests:
                 generations.append(self.submit(request, sampling))
             while any(one.finished is None for one in generations):
                 self.step()
@@ -128,7 +153,10 @@ class Engine:
         return generations
 
     def _run(self, plan: Plan) -> Tensor:
-        """Run the planned tokens. Scores (B, V) after the last token of each request whose tokens have all run."""
+        """Run the planned tokens. Scores (B, V) after the last token of each request whose tokens have all run.
+
+        Where a guess was run with it, after each of the guess too.
+        """
         model, device = self._model, self._model.device
         ids: list[int] = []
         images: list[Tensor] = []
@@ -140,21 +168,52 @@ class Engine:
             images += [self._images[i.digest][max(0, start - i.start) : end - i.start] for i in _seen(one, start, end)]
             assert one.cache is not None
             caches.append(one.cache)
-            if end == one.length:
-                last.append(len(ids) - 1)
+            if end >= one.length:
+                last += range(len(ids) - 1 - len(one.guess), len(ids))
         flat = torch.cat(images) if images else torch.empty(0, model.config.llm.hidden_size, device=device)
         batch = CacheBatch(caches, [tokens for _, tokens in plan])
         hidden = model(torch.tensor([ids], device=device), flat, batch)
         return model.llm.logits(hidden[0, last]).float()
 
-    def _extend(self, one: Generation, logits: Tensor, likeliest: int) -> None:
-        """Choose a request's next token, and end it where it is to end."""
-        sampling, output = one.sampling, one.output
-        token = likeliest
+    def _guess(self) -> None:
+        """Let an answer that runs alone have a guess: its step reads the weights once for several tokens."""
+        for one in self.scheduler.running:
+            one.guess = []
+        if len(self.scheduler.running) != 1 or self.scheduler.waiting:
+            return
+        one = self.scheduler.running[0]
+        if one.length - one.filled == 1 and one.sampling.plainly_greedy:
+            if one.lookup is None:
+                one.lookup = Lookup([*one.request.ids, *one.output])
+            one.guess = one.lookup.guess()[: one.limit - len(one.output) - 1]
+
+    def _extend(self, one: Generation, logits: Tensor, likeliest: list[int]) -> None:
+        """Choose a request's next token for the first row of scores (rows, V), and end it where it is to end.
+
+        The other rows follow a guess, and are used as far as it was right.
+        """
+        guess, one.guess = one.guess, []
+        assert one.cache is not None
+        one.cache.length -= len(guess)
+        right = 0
+        for row, token in enumerate(likeliest):
+            self._add(one, logits[row], token)
+            if one.finished is not None or row == len(guess) or one.output[-1] != guess[row]:
+                break
+            one.cache.length += 1  # what the guess left there is what the token would have
+            right += 1
+        if guess and one.lookup is not None:
+            one.lookup.judged(right, len(guess))
+            one.usage = replace(one.usage, guessed_tokens=one.usage.guessed_tokens + right)
+
+    def _add(self, one: Generation, logits: Tensor, likeliest: int) -> None:
+        """One more token for a request, by its scores (V,)."""
+        sampling, output, token = one.sampling, one.output, likeliest
         if not sampling.plainly_greedy:
-            token = choose(logits, sampling, one.source, one.request.ids, output)
+            allowed = one.constraint.allowed() if one.constraint else None
+            token = choose(logits, sampling, one.source, one.request.ids, output, allowed)
         if token in one.request.stop_ids:
-            self.scheduler.finish(one, "stop")
+            self._finish(one, "stop")
             return
         if sampling.logprobs is not None:
             scores = logits.log_softmax(-1)
@@ -162,8 +221,20 @@ class Engine:
             listed = list(zip(top.indices.tolist(), top.values.tolist(), strict=True))
             one.scored.append(Scored(float(scores[token]), listed))
         output.append(token)
-        if len(output) == one.limit:
-            self.scheduler.finish(one, "length")
+        one.usage = replace(one.usage, answer_tokens=len(output))
+        if one.lookup is not None:
+            one.lookup.add(token)
+        one.text += one.stream.push(token)
+        if one.constraint is not None:
+            one.constraint.advance(token)
+        if one.stream.stopped or (one.constraint is not None and one.constraint.finished):
+            self._finish(one, "stop")
+        elif len(output) == one.limit:
+            self._finish(one, "length")
+
+    def _finish(self, one: Generation, reason: Finish) -> None:
+        one.text += one.stream.finish()
+        self.scheduler.finish(one, reason)
 
     def _encode(self, plan: Plan) -> Plan:
         """Encode the pictures of the planned tokens that are not known yet, together. Bad ones end their requests."""
@@ -172,11 +243,14 @@ class Engine:
         for one, tokens in plan:
             try:
                 for image in _seen(one, one.filled, one.filled + tokens):
-                    if image.digest in self._images:
-                        self._images.move_to_end(image.digest)
-                    elif image.digest not in needed:
+                    first = image.start >= one.filled or one.filled == one.usage.reused_tokens  # part of it, if several
+                    if image.digest in self._images or image.digest in needed:
+                        one.usage = replace(one.usage, reused_images=one.usage.reused_images + first)
+                    else:
                         needed[image.digest] = (image, image.views())
                         one.usage = replace(one.usage, encoded_images=one.usage.encoded_images + 1)
+                    if image.digest in self._images:
+                        self._images.move_to_end(image.digest)
             except LlavaError as error:
                 self.scheduler.finish(one, "error", error)
             except Exception as error:  # noqa: BLE001  no request's data may end another request

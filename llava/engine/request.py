@@ -1,13 +1,16 @@
 """What the engine is asked: ids and pictures' tensors, never conversations. And what becomes of it."""
 
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from llava.engine.grammar import Constraint
+from llava.engine.lookup import Lookup
 from llava.engine.sampling import Sampling
+from llava.engine.text import TextStream
 from llava.errors import LlavaError
 from llava.media.tiling import Layout
 from llava.models.cache import KVCache
@@ -30,30 +33,36 @@ class RequestImage:
 
 @dataclass(frozen=True)
 class Request:
-    """Ids with placeholders, a key for each (equal keys mean equal inputs), the pictures, and the ids that end it."""
+    """Ids with placeholders, a key for each (equal keys mean equal inputs), the pictures, and what ends the answer.
+
+    stop_ids: ids. stop: strings; the answer's text ends before the first that it holds.
+    """
 
     ids: list[int]
     keys: list[Hashable]
     images: list[RequestImage]
     stop_ids: frozenset[int]
+    stop: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Usage:
-    """What requests took. reused_tokens: of the prompts, found in the cache. encoded_images: not found in it."""
+    """What requests took, and what of it came from which cache.
+
+    reused_tokens: of the prompts, whose keys and values were there. encoded_images, reused_images: pictures beyond
+    those, that were encoded, and whose tokens were there. guessed_tokens: of the answers, found by lookup.
+    """
 
     prompt_tokens: int = 0
+    answer_tokens: int = 0
     reused_tokens: int = 0
     encoded_images: int = 0
+    reused_images: int = 0
+    guessed_tokens: int = 0
     preemptions: int = 0
 
     def __add__(self, other: "Usage") -> "Usage":
-        return Usage(
-            self.prompt_tokens + other.prompt_tokens,
-            self.reused_tokens + other.reused_tokens,
-            self.encoded_images + other.encoded_images,
-            self.preemptions + other.preemptions,
-        )
+        return Usage(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
 
 
 @dataclass(frozen=True)
@@ -75,11 +84,16 @@ class Generation:
     sampling: Sampling
     limit: int  # tokens at most
     source: torch.Generator
+    stream: TextStream
     output: list[int] = field(default_factory=list)
     scored: list[Scored] = field(default_factory=list)  # one for each of the output, where sampling.logprobs asks
     finished: Finish | None = None
     error: LlavaError | None = None
     usage: Usage = Usage()
+    text: str = ""  # of the output: whole characters that no stop string can take back
+    constraint: Constraint | None = None
+    lookup: Lookup | None = None
+    guess: list[int] = field(default_factory=list)  # at what follows, to be run with the last token
     cache: KVCache | None = None  # while it runs
     blocks: int = 0  # of the pool that its cache has
     order: int = 0  # of its last admission
@@ -99,6 +113,7 @@ class Generation:
         return [*self.request.keys, *self.output][:end]
 
     def tokens(self, start: int, end: int) -> list[int]:
-        """Some tokens of prompt and output."""
-        prompt = len(self.request.ids)
-        return [*self.request.ids[start:end], *self.output[max(0, start - prompt) : max(0, end - prompt)]]
+        """Some tokens of prompt, output and guess."""
+        prompt, length = len(self.request.ids), self.length
+        found = [*self.request.ids[start:end], *self.output[max(0, start - prompt) : max(0, end - prompt)]]
+        return [*found, *self.guess[max(0, start - length) : max(0, end - length)]]

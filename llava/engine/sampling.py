@@ -2,11 +2,12 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from llava.engine.grammar import Grammar
 from llava.errors import LlavaError
 
 
@@ -18,6 +19,7 @@ class Sampling:
     repetition_penalty: divides the scores of what prompt and answer hold (Keskar et al. 2019); 1 is none.
     presence_penalty, frequency_penalty: taken off the scores of what the answer holds, once or as often, as in
     OpenAI's API. logit_bias: (token, addend) pairs. logprobs: report each token's, and those of so many likeliest.
+    grammar: what the answer must fit.
     Raises LlavaError for a value out of range.
     """
 
@@ -32,6 +34,7 @@ class Sampling:
     frequency_penalty: float = 0.0
     logit_bias: tuple[tuple[int, float], ...] = ()
     logprobs: int | None = None
+    grammar: Grammar | None = None
 
     def __post_init__(self) -> None:
         for name, valid, expected in (
@@ -53,7 +56,7 @@ class Sampling:
     def plainly_greedy(self) -> bool:
         """Whether the next token is just the one with the highest score."""
         penalties = (self.repetition_penalty - 1, self.presence_penalty, self.frequency_penalty)
-        return self.temperature == 0 and not any(penalties) and not self.logit_bias
+        return self.temperature == 0 and not any(penalties) and not self.logit_bias and self.grammar is None
 
     def generator(self) -> torch.Generator:
         """A source of randomness of this request's own."""
@@ -63,6 +66,13 @@ class Sampling:
         else:
             source.manual_seed(self.seed)
         return source
+
+
+def several(sampling: Sampling, n: int) -> list[Sampling]:
+    """For n answers to one prompt: with a seed, each has its own. Raises LlavaError unless n is 1 or more."""
+    if n < 1:
+        raise LlavaError(f"n must be at least 1, found {n}")
+    return [replace(sampling, seed=None if sampling.seed is None else sampling.seed + index) for index in range(n)]
 
 
 def penalised(logits: Tensor, sampling: Sampling, prompt: Sequence[int], output: Sequence[int]) -> Tensor:
@@ -108,10 +118,13 @@ def choose(
     generator: torch.Generator,
     prompt: Sequence[int] = (),
     output: Sequence[int] = (),
+    allowed: Tensor | None = None,
 ) -> int:
-    """The next token for scores (V,), after a prompt and what was chosen before."""
+    """The next token for scores (V,), after a prompt and what was chosen before; one that is `allowed` (V,)."""
     if not sampling.plainly_greedy:
         logits = penalised(logits, sampling, prompt, output)
+    if allowed is not None:
+        logits = logits.masked_fill(~allowed.to(logits.device), -torch.inf)
     if sampling.temperature == 0:
         return int(logits.argmax())
     return int(torch.multinomial(distribution(logits, sampling).cpu(), 1, generator=generator))

@@ -54,7 +54,7 @@ class Scheduler:
             budget -= shares[one]
         for one in list(self.running):
             if one in self.running and self._has_room(one):  # and not preempted for an older one
-                plan.append((one, shares.get(one, 1)))
+                plan.append((one, shares.get(one, 1 + len(one.guess))))
         return plan
 
     def finish(self, one: Generation, reason: Finish, error: LlavaError | None = None) -> None:
@@ -118,7 +118,10 @@ class Scheduler:
 
     def _has_room(self, one: Generation) -> bool:
         """Make room for a running request's next tokens; False when it had to give way itself."""
-        while not self._grow(one, one.length):
+        while not self._grow(one, one.length + len(one.guess)):
+            if one.guess:  # not worth another's memory
+                one.guess = []
+                continue
             youngest = max(self.running, key=lambda other: other.order)
             if youngest is one and len(self.running) == 1:
                 self.finish(one, "error", self._too_long(one))
@@ -146,6 +149,7 @@ class Scheduler:
     def _preempt(self, one: Generation) -> None:
         self.running.remove(one)
         _, blocks = self._detach(one)
+        one.guess = []
         self.prefixes.give(blocks)
         one.usage = replace(one.usage, preemptions=one.usage.preemptions + 1)
         self.waiting.appendleft(one)

@@ -17,7 +17,7 @@ from llava.errors import LlavaError
 
 @pytest.fixture
 def shell(tiny: Loaded) -> Iterator[tuple[BackgroundEngine, Engine, Assistant]]:
-    engine = Engine(tiny.model)
+    engine = Engine(tiny.model, tiny.processor.tokenizer)
     background = BackgroundEngine(engine)
     yield background, engine, Assistant(tiny)
     background.close()
@@ -63,7 +63,7 @@ def test_errors_reach_the_reader(shell: tuple[BackgroundEngine, Engine, Assistan
 
 
 def test_closing_tells_those_who_wait(tiny: Loaded) -> None:
-    background = BackgroundEngine(Engine(tiny.model))
+    background = BackgroundEngine(Engine(tiny.model, tiny.processor.tokenizer))
     request = Assistant(tiny).request([Message.user("Say something long")])
 
     async def wait() -> None:

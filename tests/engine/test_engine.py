@@ -33,7 +33,7 @@ def ids_of(assistant: Assistant, messages: list[Message], count: int) -> list[in
 
 
 def outputs(assistant: Assistant, requests: list[Request], sampling: Sampling) -> list[list[int]]:
-    return [one.output for one in assistant._engine.generate(requests, sampling)]
+    return [one.output for one in assistant._engine.generate([(one, sampling) for one in requests])]
 
 
 def test_caches_change_no_answer_over_several_turns(tiny: Loaded, picture: Callable[..., Path]) -> None:
@@ -73,10 +73,10 @@ def test_a_batch_answers_as_its_rows_alone(tiny: Loaded, picture: Callable[..., 
     requests = [assistant.request(messages) for messages in conversations]
     together = outputs(assistant, requests, Sampling(max_new_tokens=8))
     assert together == [greedy(tiny, messages, 8) for messages in conversations]
-    shared = assistant._engine.generate(requests[:2], Sampling(max_new_tokens=8))
+    shared = assistant._engine.generate([(one, Sampling(max_new_tokens=8)) for one in requests[:2]])
     assert [one.output for one in shared] == together[:2]
     assert all(one.usage.reused_tokens > 0 for one in shared)
-    assert assistant._engine.generate([], Sampling()) == []
+    assert assistant._engine.generate([]) == []
 
 
 def test_a_batch_with_a_seed_samples_as_the_single_request(tiny: Loaded) -> None:
@@ -135,3 +135,57 @@ def test_a_model_that_computes_in_half_precision_runs_through(smollm2: GgufLlm, 
     first = ids_of(assistant, messages, 4)
     assert len(first) == 4
     assert ids_of(assistant, [*messages, Message.assistant("a cat"), Message.user("Sure?")], 3)
+
+
+def test_a_stop_string_ends_the_work_too(tiny: Loaded) -> None:
+    assistant = Assistant(tiny)
+    messages = [Message.user("Say something")]
+    whole = assistant.chat(messages, max_new_tokens=40)
+    stop = whole[len(whole) // 4 :][:3]
+    ((answer,),) = assistant.answers([messages], Sampling(max_new_tokens=40), stop=[stop])
+    assert answer.text == whole[: whole.find(stop)].strip()
+    assert answer.finish == "stop" and len(answer.ids) < 40
+    assert assistant.usage.answer_tokens == len(answer.ids)
+
+
+def test_n_answers_share_the_prompt_and_differ_by_their_seeds(tiny: Loaded, picture: Callable[..., Path]) -> None:
+    assistant = Assistant(tiny)
+    messages = [Message.user(Image(picture("a.png")), "Say something " * 40)]
+    sampling = Sampling(max_new_tokens=6, temperature=1.5, seed=7)
+    ((*several,),) = assistant.answers([messages], sampling, n=3)
+    assert len({answer.text for answer in several}) == 3
+    assert several[1].ids == list(
+        assistant._engine.stream(assistant.request(messages), Sampling(max_new_tokens=6, temperature=1.5, seed=8))
+    )
+    prompt = several[0].usage.prompt_tokens
+    assert [answer.usage.reused_tokens for answer in several] == [0, prompt - 1, prompt - 1]
+    with pytest.raises(LlavaError, match="n must be at least 1"):
+        assistant.answers([messages], sampling, n=0)
+
+
+def test_pictures_that_are_known_are_reported(tiny: Loaded, picture: Callable[..., Path]) -> None:
+    assistant = Assistant(tiny)
+    image = Image(picture("a.png"))
+    assistant.chat([Message.user(image, "What?")], max_new_tokens=1)
+    assert (assistant.usage.encoded_images, assistant.usage.reused_images) == (1, 0)
+    elsewhere = [Message.user("Hello"), Message.assistant("Hi")]
+    assistant.chat([*elsewhere, Message.user(image, "What?")], max_new_tokens=1)
+    assert (assistant.usage.encoded_images, assistant.usage.reused_images) == (0, 1)
+    assistant.chat([*elsewhere, Message.user(image, "What now?")], max_new_tokens=1)
+    assert (assistant.usage.encoded_images, assistant.usage.reused_images) == (0, 0)  # its keys and values were there
+
+
+def test_a_request_that_fails_while_it_is_answered_ends_alone(tiny: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    assistant = Assistant(tiny)
+    request, engine = assistant.request([Message.user("Say something")]), assistant._engine
+
+    def fail(*_: object) -> int:
+        raise ValueError("no number")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("llava.engine.engine.choose", fail)
+        pair = [engine.submit(request, Sampling(8, temperature=t)) for t in (1.0, 0.0)]
+        while engine.busy:
+            engine.step()
+    assert pair[0].finished == "error" and "no token could be chosen: no number" in str(pair[0].error)
+    assert pair[1].output == greedy(tiny, [Message.user("Say something")], 8)

@@ -83,7 +83,7 @@ def reference(request: pytest.FixtureRequest, smollm2: GgufLlm) -> Reference:
 @given(st.lists(ASKED, min_size=1, max_size=6), LIMITS)
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_any_mixture_answers_as_each_request_alone(reference: Reference, mixture: list[Asked], limits: Limits) -> None:
-    engine = Engine(reference.assistant.model, limits=limits)
+    engine = Engine(reference.assistant.model, reference.assistant.processor.tokenizer, limits=limits)
     running: list[tuple[Asked, Generation]] = []
     cancelled: set[Generation] = set()
     for step in range(2000):
@@ -139,9 +139,9 @@ def test_a_bad_picture_ends_its_own_request_only(tiny: Loaded) -> None:
         engine.step()
     assert [one.finished for one in ends] == ["error", "length", "error"]
     assert "a picture could not be prepared: broken" in str(ends[0].error) and str(ends[2].error) == "damaged file"
-    assert ends[1].output == list(Engine(tiny.model).stream(good, Sampling(max_new_tokens=5)))
+    assert ends[1].output == list(Engine(tiny.model, tiny.processor.tokenizer).stream(good, Sampling(max_new_tokens=5)))
     with pytest.raises(LlavaError, match="damaged file"):
-        engine.generate([good, bad[1]], Sampling(max_new_tokens=2))
+        engine.generate([(one, Sampling(max_new_tokens=2)) for one in (good, bad[1])])
     assert not engine.busy
 
 
@@ -159,7 +159,7 @@ def test_a_failing_model_ends_the_requests_of_its_step_and_goes_on(
 
 
 def test_a_request_that_never_fits_the_memory_is_refused(tiny: Loaded) -> None:
-    engine = Engine(tiny.model, limits=Limits(blocks=2))
+    engine = Engine(tiny.model, tiny.processor.tokenizer, limits=Limits(blocks=2))
     request = Assistant(tiny).request([Message.user("word " * 200)])
     with pytest.raises(LlavaError, match=r"needs memory for \d+ tokens, there is memory for 128"):
         list(engine.stream(request, Sampling()))
@@ -171,7 +171,7 @@ def test_requests_that_begin_alike_compute_it_once(tiny: Loaded) -> None:
     assistant, engine = counting(tiny)
     text = "a long text that all of them share " * 20
     requests = [assistant.request([Message.user(PICTURES[0], text + end)]) for end in ("one", "two", "three")]
-    generations = engine.generate(requests, Sampling(max_new_tokens=3))
+    generations = engine.generate([(one, Sampling(max_new_tokens=3)) for one in requests])
     shared = common_length(requests[0].keys, requests[1].keys)
     assert shared > 128
     assert [one.usage.reused_tokens for one in generations] == [0, shared, shared]
@@ -180,7 +180,7 @@ def test_requests_that_begin_alike_compute_it_once(tiny: Loaded) -> None:
 
 def test_a_long_prompt_does_not_hold_up_a_running_answer(tiny: Loaded) -> None:
     assistant = Assistant(tiny)
-    engine = Engine(tiny.model, limits=Limits(blocks=100, shared_tokens=16))
+    engine = Engine(tiny.model, tiny.processor.tokenizer, limits=Limits(blocks=100, shared_tokens=16))
     short = engine.submit(assistant.request([Message.user("Hi")]), Sampling(max_new_tokens=50))
     engine.step()
     long = engine.submit(assistant.request([Message.user("word " * 300)]), Sampling(max_new_tokens=2))
