@@ -13,7 +13,7 @@ from llava.tokenizer import FastTokenizer, SentencePieceTokenizer, Tokenizer
 
 _LONGEST = 200_000  # characters of a grammar
 # White space where models put it, and nowhere else: where any is allowed, small models never stop to write it.
-_WRITING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+_WRITING: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 
 @dataclass(frozen=True)

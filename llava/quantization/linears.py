@@ -1,27 +1,27 @@
 """Linear layers as inference stores them on a CPU: in 32, 16, 8 or 4 bits, packed for its matrix kernels.
 
-float32  oneDNN's blocked layout; exact
+float32  oneDNN's blocked layout, or the plain one; exact
 float16  stored in half precision, computed in float32 (FBGEMM); exact for weights published in half precision
 int8     a scale for each output; inputs are rounded to 8 bits, each row by its own largest value. On CPUs without VNNI
          the kernel's sums of two products are cut at 16 bits: where two neighbours are near their largest at once
+         Or, without FBGEMM: inputs in bfloat16
 int4     a scale and a middle for each group of inputs of an output; inputs in bfloat16
 
 Every row of an input is computed on its own terms: what else is in the batch does not change it (in float32 and float16
 up to the order of summation). Oracle: the formulas in plain PyTorch (tests/quantization/test_linears.py).
 """
 
-import functools
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from llava.config import Precision
 
 _LEVELS = 127  # of int8, to each side
-_BLOCK = 64  # the kernel of int4 takes a multiple of so many outputs
 _SMALLEST = 1e-12  # a scale; for rows of zeros
 
 
@@ -36,6 +36,18 @@ class Float32Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
         return out
+
+
+class PlainLinear(nn.Module):
+    """Weights as they are."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.weight = weight.float()
+        self.bias = None if bias is None else bias.float()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
 
 
 class Float16Linear(nn.Module):
@@ -96,6 +108,20 @@ class Int8Linear(nn.Module):
         return y if self.bias is None else y.add_(self.bias)
 
 
+class WeightOnly8Linear(nn.Module):
+    """A weight with 8-bit levels, inputs in bfloat16: for processors that FBGEMM has no kernels for."""
+
+    def __init__(self, stored: Levels) -> None:
+        super().__init__()
+        self.levels, self.scales = stored.levels, stored.scales.bfloat16()
+        self.bias = None if stored.bias is None else stored.bias.float()
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.reshape(-1, x.shape[-1]).bfloat16()
+        y = torch._weight_int8pack_mm(flat, self.levels, self.scales).float().view(*x.shape[:-1], -1)
+        return y if self.bias is None else y.add_(self.bias)
+
+
 class Int4Linear(nn.Module):
     """A weight with 4-bit levels."""
 
@@ -109,7 +135,7 @@ class Int4Linear(nn.Module):
         self.bias = None if stored.bias is None else stored.bias.float()
 
     def forward(self, x: Tensor) -> Tensor:
-        flat = x.view(-1, x.shape[-1]).bfloat16()
+        flat = x.reshape(-1, x.shape[-1]).bfloat16()
         y: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(flat, self.packed, self.group, self.scales).float()
         y = y.view(*x.shape[:-1], self.out_features)
         return y if self.bias is None else y.add_(self.bias)
@@ -188,32 +214,3 @@ def _slices(weight: Tensor) -> Iterator[slice]:
     """Rows that make up some 16 MB in float32: work on them takes little memory beside the weight."""
     step = max(1, 2**22 // weight.shape[1])
     return (slice(start, start + step) for start in range(0, len(weight), step))
-
-
-def pack_levels(stored: Levels) -> nn.Module:
-    """A layer that computes with this weight, for float32 x (..., in) on the CPU; in more bits where no kernel fits."""
-    if stored.middles is not None:
-        fits = stored.shape[0] % _BLOCK == 0
-        return Int4Linear(stored) if fits else pack_linear(dequantized(stored), stored.bias, "int8")
-    return Int8Linear(stored) if _has_fbgemm() else pack_linear(dequantized(stored), stored.bias, "float32")
-
-
-def pack_linear(weight: Tensor, bias: Tensor | None, precision: Precision) -> nn.Module:
-    """A layer that computes F.linear(x, weight, bias) for float32 x (..., in) on the CPU.
-
-    Where this build of PyTorch or the weight's shape rules a precision out, the layer has the next higher one.
-    """
-    if precision in ("int8", "int4"):
-        return pack_levels(quantize(weight, bias, precision))
-    if precision == "float16" and _has_fbgemm():
-        return Float16Linear(weight, bias)
-    if torch._C._has_mkldnn:
-        return Float32Linear(weight, bias)
-    plain = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
-    plain.load_state_dict({"weight": weight.float(), **({} if bias is None else {"bias": bias.float()})}, assign=True)
-    return plain
-
-
-@functools.cache
-def _has_fbgemm() -> bool:
-    return "fbgemm" in torch.backends.quantized.supported_engines

@@ -21,7 +21,8 @@ from llava.models.decoder import MLP, Attention, Block, Decoder
 from llava.models.llava import LlavaModel
 from llava.models.vision.transformer import VitAttention, VitBlock
 from llava.quantization.gpu import place
-from llava.quantization.linears import Levels, joined, pack_levels, pack_linear, quantize
+from llava.quantization.kernels import pack_levels, pack_linear
+from llava.quantization.linears import Levels, joined, quantize
 
 Factors = tuple[Tensor, Tensor]  # of a LoRA: A (r, in) and B (out, r), scaled; B @ A is added to a weight
 Adapters = Mapping[nn.Module, Factors]  # linear layers and their LoRAs

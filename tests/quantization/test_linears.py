@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from llava.config import Precision
-from llava.quantization.linears import dequantized, group_of, pack_linear, quantize
+from llava.quantization.kernels import pack_linear
+from llava.quantization.linears import PlainLinear, WeightOnly8Linear, dequantized, group_of, quantize
 
 PRECISIONS: tuple[Precision, ...] = ("float32", "float16", "int8", "int4")
 
@@ -89,3 +90,12 @@ def test_rows_of_zeros_stay_zeros() -> None:
 def test_a_shape_that_int4_cannot_have_gets_eight_bits() -> None:
     weight, x = torch.randn(10, 20), torch.randn(3, 20)
     assert torch.equal(pack_linear(weight, None, "int4")(x), pack_linear(weight, None, "int8")(x))
+
+
+@torch.inference_mode()
+def test_the_kernels_for_other_processors_compute_the_same() -> None:
+    weight, bias, x = torch.randn(64, 96), torch.randn(64), torch.randn(2, 5, 96)
+    assert torch.allclose(PlainLinear(weight, bias)(x), F.linear(x, weight, bias), atol=1e-5)
+    expected = F.linear(x, effective_weight(weight, "int8"), bias)
+    # inputs, scales and results in bfloat16
+    assert torch.allclose(WeightOnly8Linear(quantize(weight, bias, "int8"))(x), expected, atol=0.1, rtol=2**-6)

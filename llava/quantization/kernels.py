@@ -1,0 +1,132 @@
+"""Which linear kernel computes a precision on this machine: the fastest that can, measured once and remembered.
+
+The choice is kept in the cache folder (`kernels.json`), for each kind of processor, release of PyTorch and number of
+threads. Deleting the file measures anew.
+"""
+
+import functools
+import json
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from llava.config import Precision
+from llava.errors import LlavaError
+from llava.files import cache_dir, write_text
+from llava.quantization.linears import (
+    Float16Linear,
+    Float32Linear,
+    Int4Linear,
+    Int8Linear,
+    Levels,
+    PlainLinear,
+    WeightOnly8Linear,
+    dequantized,
+    quantize,
+)
+
+_SIDE = 1024  # of the matrix that kernels are measured with
+_DECODED, _READ = 64, 512  # tokens of an answer, one by one, and of the prompt before it, which are measured
+_BLOCK = 64  # the kernel of int4 takes a multiple of so many outputs
+
+WholeKernel = Callable[[Tensor, Tensor | None], nn.Module]  # of weight (out, in) and bias
+LevelKernel = Callable[[Levels], nn.Module]
+
+
+def pack_levels(stored: Levels) -> nn.Module:
+    """A layer that computes with this weight, for float32 x (..., in) on the CPU; in more bits where no kernel fits."""
+    if stored.middles is not None:
+        fits = stored.shape[0] % _BLOCK == 0
+        return Int4Linear(stored) if fits else pack_linear(dequantized(stored), stored.bias, "int8")
+    kernel = _LEVEL_KERNELS[_fastest("int8")]
+    return kernel(stored)
+
+
+def pack_linear(weight: Tensor, bias: Tensor | None, precision: Precision) -> nn.Module:
+    """A layer that computes F.linear(x, weight, bias) for float32 x (..., in) on the CPU.
+
+    Where this build of PyTorch or the weight's shape rules a precision out, the layer has the next higher one.
+    """
+    if precision in ("int8", "int4"):
+        return pack_levels(quantize(weight, bias, precision))
+    if precision == "float16" and _has_fbgemm():
+        return Float16Linear(weight, bias)
+    return _WHOLE_KERNELS[_fastest("float32")](weight, bias)
+
+
+_WHOLE_KERNELS: dict[str, WholeKernel] = {"onednn": Float32Linear, "plain": PlainLinear}
+_LEVEL_KERNELS: dict[str, LevelKernel] = {"fbgemm": Int8Linear, "int8pack": WeightOnly8Linear}
+
+
+def _has_fbgemm() -> bool:
+    return "fbgemm" in torch.backends.quantized.supported_engines
+
+
+def _candidates(precision: Precision) -> dict[str, Callable[[], nn.Module]]:
+    """What can compute a precision here: names, and layers to be measured."""
+    weight = torch.randn(_SIDE, _SIDE, generator=torch.Generator().manual_seed(0))
+    if precision == "int8":
+        stored = quantize(weight, None, "int8")
+        names = [name for name in _LEVEL_KERNELS if name != "fbgemm" or _has_fbgemm()]
+        return {name: functools.partial(_LEVEL_KERNELS[name], stored) for name in names}
+    names = [name for name in _WHOLE_KERNELS if name != "onednn" or torch._C._has_mkldnn]
+    return {name: functools.partial(_WHOLE_KERNELS[name], weight, None) for name in names}
+
+
+@functools.cache
+def _fastest(precision: Precision) -> str:
+    """The name of the kernel, as remembered, or measured now."""
+    candidates = _candidates(precision)
+    path, machine = cache_dir() / "kernels.json", _machine()
+    known = _remembered(path)
+    name = known.get(machine, {}).get(precision)
+    if name not in candidates:
+        with torch.inference_mode():
+            costs = {name: _seconds(layer()) for name, layer in candidates.items()}
+        name = min(costs, key=costs.__getitem__)
+        known.setdefault(machine, {})[precision] = name
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_text(path, json.dumps(known, indent=2) + "\n")
+        except (LlavaError, OSError):
+            pass  # without a cache folder it is measured each time
+    return name
+
+
+def _remembered(path: Path) -> dict[str, dict[str, str]]:
+    """Kernels by machine and precision; none where the file is missing or damaged."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return {str(machine): dict(names) for machine, names in found.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
+
+
+def _machine() -> str:
+    """What decides which kernel is the fastest."""
+    processor = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+        processor = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), processor)
+    level = torch.backends.cpu.get_cpu_capability()
+    return f"{processor}, {level}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
+def _seconds(layer: nn.Module) -> float:
+    """How long a prompt and an answer take, at best."""
+    one, many = torch.randn(1, _SIDE), torch.randn(_READ, _SIDE)
+    return _DECODED * _best(layer, one, 20) + _best(layer, many, 3)
+
+
+def _best(layer: nn.Module, x: Tensor, rounds: int) -> float:
+    times = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        layer(x)
+        times.append(time.perf_counter() - start)
+    return min(times)

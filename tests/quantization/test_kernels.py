@@ -1,0 +1,54 @@
+"""The choice of kernels: measured once, remembered, measured again where what is remembered does not fit."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from torch import nn
+
+from llava.quantization import kernels
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[str]]:
+    """What was measured, in an empty cache folder; the second candidate of each precision is the fastest."""
+    names: list[str] = []
+
+    def seconds(layer: nn.Module) -> float:
+        names.append(type(layer).__name__)
+        return -len(names)
+
+    monkeypatch.setenv("LLAVA_CACHE", str(tmp_path))
+    monkeypatch.setattr(kernels, "_seconds", seconds)
+    kernels._fastest.cache_clear()
+    yield names
+    kernels._fastest.cache_clear()
+
+
+def test_a_choice_is_measured_once_and_remembered(measured: list[str], tmp_path: Path) -> None:
+    assert kernels._fastest("float32") == "plain" and measured == ["Float32Linear", "PlainLinear"]
+    kernels._fastest.cache_clear()  # as another process
+    assert kernels._fastest("float32") == "plain" and len(measured) == 2
+    assert kernels._fastest("int8") == "int8pack" and len(measured) == 4
+    found = json.loads((tmp_path / "kernels.json").read_text())
+    assert list(found.values()) == [{"float32": "plain", "int8": "int8pack"}]
+
+
+@pytest.mark.parametrize("text", ["not json", "[]", '{"a": 3}', '{"MACHINE": {"float32": "gone"}}'])
+def test_what_is_remembered_and_does_not_fit_is_measured_again(measured: list[str], tmp_path: Path, text: str) -> None:
+    (tmp_path / "kernels.json").write_text(text.replace("MACHINE", kernels._machine()))
+    assert kernels._fastest("float32") == "plain" and len(measured) == 2
+
+
+def test_without_a_cache_folder_it_is_measured(
+    measured: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("LLAVA_CACHE", str(tmp_path / "file"))
+    assert kernels._fastest("float32") == "plain" and len(measured) == 2
+
+
+def test_a_real_measurement_takes_a_moment() -> None:
+    layer = kernels._candidates("int8")["int8pack"]()
+    assert 0 < kernels._seconds(layer) < 60
