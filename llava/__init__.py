@@ -25,6 +25,7 @@ def load(
     device: str | None = None,
     precision: "Precision | None" = None,
     beside_8bit: bool = False,
+    compile: bool = False,
     template: str | None = None,
     progress: "Progress | None" = None,
 ) -> "Assistant":
@@ -34,6 +35,7 @@ def load(
     device: where it runs, as PyTorch names it ("cpu", "cuda:1"); by default a GPU where there is one.
     precision: how weights are stored: "float32", "float16" (on a CPU computed in float32), "int8" or "int4"; by
         default 16 bits, or what a quantized checkpoint was stored in.
+    compile: let `torch.compile` capture decoding in CUDA graphs (GPUs, 16 or 32 bits; never run on one so far).
     beside_8bit: store the vision tower, the projector and the LLM's head in 8 bits too.
     progress: called with (what, bytes so far, bytes in all) while parts are fetched.
     Raises LlavaError for an unknown name or a damaged model.
@@ -52,4 +54,11 @@ def load(
     folder = model_folder(name)
     storage = stored_as(folder) if precision is None and not beside_8bit else None
     storage = storage or Storage(precision or "float16", beside_8bit)
-    return Assistant(load_checkpoint(folder, progress or quiet, template, (storage, place)))
+    if compile and (place.type != "cuda" or storage.precision in ("int8", "int4")):
+        raise LlavaError(f"compile is for 16 or 32 bits on a GPU, not for {storage.precision} on {place}")
+    loaded = load_checkpoint(folder, progress or quiet, template, (storage, place))
+    if compile:
+        from llava.engine.compiled import compile_blocks
+
+        compile_blocks(loaded.model)
+    return Assistant(loaded)

@@ -28,9 +28,12 @@ class Attention(nn.Module):
         self.sliding_window = config.sliding_window
 
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], batch: CacheBatch | None, layer: int) -> Tensor:
-        qkv = torch.cat((self.q_proj(x), self.k_proj(x), self.v_proj(x)), dim=-1)
-        out: Tensor = self.o_proj(self.attend(qkv, rope, batch, layer))
+        out: Tensor = self.o_proj(self.attend(self.project(x), rope, batch, layer))
         return out
+
+    def project(self, x: Tensor) -> Tensor:
+        """(B, T, D) to q, k and v in one (B, T, (H + 2 Hkv) * Dh)."""
+        return torch.cat((self.q_proj(x), self.k_proj(x), self.v_proj(x)), dim=-1)
 
     def attend(self, qkv: Tensor, rope: tuple[Tensor, Tensor], batch: CacheBatch | None, layer: int) -> Tensor:
         """What lies between the projections: q, k and v in one (B, T, (H + 2 Hkv) * Dh) to (B, T, H * Dh)."""
