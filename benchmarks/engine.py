@@ -1,12 +1,15 @@
 """The engine against its peers: the same weights, prompts and threads, each in its own environment, in one run.
 
     benchmarks/peers.sh .peers
-    python benchmarks/engine.py --peers .peers --repeats 3
+    python benchmarks/engine.py --peers .peers --shape clip --repeats 3
+    python benchmarks/engine.py --peers .peers --shape smol --repeats 3
 
-SmolLM2-135M behind a random CLIP ViT-L/14-336: LLaVA-1.5's vision cost, 576 image tokens. Ours, transformers and vLLM
-load one and the same folder in hf layout. llama.cpp runs the language part only (the Q4_1 file that the weights come
-from, a text prompt of as many tokens): it pays nothing for the picture. Sides take turns, after a round that is not
-counted; start is a process of its own each time, from its beginning to the first token of an answer about a picture.
+clip: SmolLM2-135M behind a random CLIP ViT-L/14-336, LLaVA-1.5's vision cost, 576 image tokens. Ours, transformers and
+vLLM load one and the same folder in hf layout. smol: llava-smol; transformers runs its LLM behind our vision encoder.
+Sides that are marked as language only run no picture: other tokens stand in the place of its own, and it costs them
+nothing. They are not counted among the peers for figures that a picture is part of. Sides take turns, after a round
+that is not counted; start is a process of its own each time, from its beginning to the first token of an answer about a
+picture. The second table compares the best of ours with the best peer.
 """
 
 import argparse
@@ -21,7 +24,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-IMAGE_TOKENS, ANSWER, CHATS = 576, 64, 8
+ANSWER, CHATS = 64, 8
 QUESTIONS = ("What is shown in this image?", "Which colours are in it?")
 Timed = Iterator[float]  # seconds since the call, one for each token
 
@@ -29,12 +32,13 @@ Timed = Iterator[float]  # seconds since the call, one for each token
 class Ours:
     """This package's engine."""
 
-    def __init__(self, folder: Path, precision: str) -> None:
+    def __init__(self, folder: Path, precision: str | None, beside_8bit: bool = False) -> None:
         import llava
         from llava.engine.sampling import Sampling
 
         self.llava, self.sampling = llava, Sampling
-        self.assistant = llava.load(str(folder), device="cpu", precision=precision)  # type: ignore[arg-type]
+        name: Any = precision
+        self.assistant = llava.load(str(folder), device="cpu", precision=name, beside_8bit=beside_8bit)
 
     def request(self, picture: Path, turns: list[str]) -> Any:
         """A conversation about a picture: question, answer, question, ..."""
@@ -48,7 +52,7 @@ class Ours:
 
     def ask(self, picture: Path, turns: list[str], tokens: int) -> Timed:
         start = time.perf_counter()
-        for _ in self.assistant._engine.stream(self.request(picture, turns), self.sampling(tokens)):
+        for _ in self.assistant._engine.stream(self.request(picture, turns), self.sampling(tokens, lookup=False)):
             yield time.perf_counter() - start
 
     def together(self, pictures: list[Path]) -> None:
@@ -57,15 +61,17 @@ class Ours:
 
 
 class Transformers:
-    """`generate` of LlavaForConditionalGeneration in float32; it keeps nothing between calls."""
+    """`generate` of LlavaForConditionalGeneration; it keeps nothing between calls."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, dtype: str) -> None:
         import torch
         import transformers
 
         self.processor = transformers.AutoProcessor.from_pretrained(folder)
         self.processor.tokenizer.padding_side = "left"
-        self.model = transformers.LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+        self.model = transformers.LlavaForConditionalGeneration.from_pretrained(
+            folder, dtype=getattr(torch, dtype)
+        ).eval()
         self.streamer = transformers.generation.streamers.BaseStreamer
 
     def generate(self, pictures: list[Path], turns: list[str], tokens: int, on_token: Callable[[], None]) -> None:
@@ -80,6 +86,7 @@ class Transformers:
 
         images = [PIL.Image.open(picture).convert("RGB") for picture in pictures]
         inputs = self.processor(images=images, text=[prompt(turns)] * len(images), return_tensors="pt", padding=True)
+        inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
         streamer = Streamer() if len(images) == 1 else None
         limits = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False}
         self.model.generate(**inputs, **limits, streamer=streamer)
@@ -93,16 +100,57 @@ class Transformers:
         self.generate(pictures, [QUESTIONS[0]], ANSWER, lambda: None)
 
 
-class Vllm:
-    """vLLM for the CPU in float32, with its prefix cache."""
+class TransformersLanguage:
+    """LlamaForCausalLM behind our vision encoder, as in benchmarks/chat.py; it keeps the last conversation's cache."""
 
     def __init__(self, folder: Path) -> None:
+        import llava
+        from llava.registry import model_folder
+
+        sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+        from benchmarks.chat import Theirs
+
+        self.llava = llava
+        self.side = Theirs(model_folder("llava-smol"), folder)
+        self.side.reset()
+
+    def ask(self, picture: Path, turns: list[str], tokens: int) -> Timed:
+        if len(turns) == 1:
+            self.side.reset()
+        message, messages = self.llava.Message, []
+        for index, text in enumerate(turns):
+            image = [self.llava.Image(picture)] if index == 0 else []
+            messages.append(message.assistant(text) if index % 2 else message.user(*image, text))
+        start = time.perf_counter()
+        for _ in self.side.stream(messages, tokens):
+            yield time.perf_counter() - start
+
+    def together(self, pictures: list[Path]) -> None:
+        import torch
+
+        message, image = self.llava.Message, self.llava.Image
+        prompts = [self.side.processor.prompt([message.user(image(p), QUESTIONS[0])]) for p in pictures]
+        spans = [prompt.spans[0] for prompt in prompts]
+        with torch.inference_mode():
+            tokens = self.side.encode(
+                self.side.processor.views([span.image for span in spans]), [span.layout for span in spans]
+            )
+            ids = torch.tensor([prompt.ids for prompt in prompts])
+            x = self.side.llm.get_input_embeddings()(ids.clamp(min=0)).masked_scatter((ids < 0)[..., None], tokens)
+            limits = {"max_new_tokens": ANSWER, "min_new_tokens": ANSWER, "do_sample": False}
+            self.side.llm.generate(inputs_embeds=x, attention_mask=torch.ones_like(ids), **limits)
+
+
+class Vllm:
+    """vLLM for the CPU, with its prefix cache."""
+
+    def __init__(self, folder: Path, dtype: str) -> None:
         os.environ |= {"VLLM_CPU_KVCACHE_SPACE": "2", "HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         from vllm import LLM, SamplingParams
 
         self.sampling = SamplingParams
-        options: dict[str, Any] = {"dtype": "float32", "max_model_len": 2048, "enforce_eager": True}
+        options: dict[str, Any] = {"dtype": dtype, "max_model_len": 2048, "enforce_eager": True}
         self.llm = LLM(model=str(folder), limit_mm_per_prompt={"image": 1}, **options)
 
     def generate(self, pictures: list[Path], turns: list[str], tokens: int) -> None:
@@ -131,20 +179,52 @@ class Vllm:
         self.generate(pictures, [QUESTIONS[0]], ANSWER)
 
 
+class VllmLanguage:
+    """vLLM for the CPU in float32, the language part."""
+
+    def __init__(self, folder: Path, image_tokens: int) -> None:
+        self.count = image_tokens
+        os.environ |= {"VLLM_CPU_KVCACHE_SPACE": "2", "HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        from vllm import LLM, SamplingParams
+
+        self.sampling = SamplingParams
+        self.llm = LLM(model=str(folder), dtype="float32", max_model_len=2048, enforce_eager=True)
+        self.tokenizer = self.llm.get_tokenizer()
+
+    def inputs(self, picture: Path, turns: list[str]) -> dict[str, list[int]]:
+        before, after = (self.tokenizer.encode(part) for part in prompt(turns).split("<image>"))
+        return {"prompt_token_ids": [*before, *picture_ids(picture, self.count), *after]}
+
+    def ask(self, picture: Path, turns: list[str], tokens: int) -> Timed:
+        engine, start, count = self.llm.llm_engine, time.perf_counter(), 0
+        sampling = self.sampling(temperature=0, max_tokens=tokens, ignore_eos=True)
+        engine.add_request(str(start), self.inputs(picture, turns), sampling)
+        while engine.has_unfinished_requests():
+            for output in engine.step():
+                for _ in range(len(output.outputs[0].token_ids) - count):
+                    yield time.perf_counter() - start
+                count = len(output.outputs[0].token_ids)
+
+    def together(self, pictures: list[Path]) -> None:
+        sampling = self.sampling(temperature=0, max_tokens=ANSWER, ignore_eos=True)
+        self.llm.generate([self.inputs(one, [QUESTIONS[0]]) for one in pictures], sampling, use_tqdm=False)
+
+
 class LlamaCpp:
     """llama.cpp through llama-cpp-python: the language part, in Q4_1. One request after the other."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, image_tokens: int) -> None:
         import llama_cpp
 
+        self.count = image_tokens
         self.llm = llama_cpp.Llama(str(file), n_ctx=4096, n_threads=2, n_threads_batch=2, verbose=False)
 
     def ask(self, picture: Path, turns: list[str], tokens: int) -> Timed:
         start, llm = time.perf_counter(), self.llm
-        seed = int(picture.stem)  # another picture: other tokens in its place
-        image = [1000 + (seed * 7919 + index) % 40000 for index in range(IMAGE_TOKENS)]
         before, after = (llm.tokenize(part.encode(), add_bos=False) for part in prompt(turns).split("<image>"))
-        for count, _ in enumerate(llm.generate([*before, *image, *after], temp=0.0), 1):
+        ids = [*before, *picture_ids(picture, self.count), *after]
+        for count, _ in enumerate(llm.generate(ids, temp=0.0), 1):
             yield time.perf_counter() - start
             if count == tokens:
                 return
@@ -152,6 +232,11 @@ class LlamaCpp:
     def together(self, pictures: list[Path]) -> None:
         for picture in pictures:
             list(self.ask(picture, [QUESTIONS[0]], ANSWER))
+
+
+def picture_ids(picture: Path, count: int) -> list[int]:
+    """What stands in a picture's place where none is run: for another picture, other tokens."""
+    return [1000 + (int(picture.stem) * 7919 + index) % 40000 for index in range(count)]
 
 
 def prompt(turns: list[str]) -> str:
@@ -162,20 +247,49 @@ def prompt(turns: list[str]) -> str:
     return text
 
 
-SIDES: dict[str, Callable[[Path, Path], Any]] = {
-    "ours, float32": lambda folder, file: Ours(folder, "float32"),
-    "ours, float16": lambda folder, file: Ours(folder, "float16"),
-    "ours, int8": lambda folder, file: Ours(folder, "int8"),
-    "ours, int4": lambda folder, file: Ours(folder, "int4"),
-    "transformers": lambda folder, file: Transformers(folder),
-    "vLLM": lambda folder, file: Vllm(folder),
-    "llama.cpp Q4_1, language only": lambda folder, file: LlamaCpp(file),
+LANGUAGE = ", language only"
+PYTHONS = {"vLLM": "vllm", "llama.cpp": "llamacpp"}  # environments by the first word of a side's name
+# A side is made from the folder of the shape, the file of the LLM, and the number of image tokens.
+SIDES: dict[str, dict[str, Callable[[Path, Path, int], Any]]] = {
+    "clip": {
+        "ours, float32": lambda folder, file, count: Ours(folder / "hf", "float32"),
+        "ours, 16 bits": lambda folder, file, count: Ours(folder / "hf", "float16"),
+        "ours, 16 bits, 8 beside": lambda folder, file, count: Ours(folder / "hf", "float16", True),
+        "ours, 8 bits": lambda folder, file, count: Ours(folder / "hf", "int8", True),
+        "ours, 4 bits, 8 beside": lambda folder, file, count: Ours(folder / "hf", "int4", True),
+        "ours, stored in 8 bits": lambda folder, file, count: Ours(folder / "int8", None),
+        "transformers, float32": lambda folder, file, count: Transformers(folder / "hf", "float32"),
+        "transformers, bfloat16": lambda folder, file, count: Transformers(folder / "hf", "bfloat16"),
+        "vLLM, float32": lambda folder, file, count: Vllm(folder / "hf", "float32"),
+        "vLLM, bfloat16": lambda folder, file, count: Vllm(folder / "hf", "bfloat16"),
+        f"llama.cpp, Q4_1{LANGUAGE}": lambda folder, file, count: LlamaCpp(file, count),
+    },
+    "smol": {
+        "ours, float32": lambda folder, file, count: Ours(Path("llava-smol"), "float32"),
+        "ours, 16 bits": lambda folder, file, count: Ours(Path("llava-smol"), "float16"),
+        "ours, 8 bits": lambda folder, file, count: Ours(Path("llava-smol"), "int8", True),
+        "ours, 4 bits, 8 beside": lambda folder, file, count: Ours(Path("llava-smol"), "int4", True),
+        "transformers, float32": lambda folder, file, count: TransformersLanguage(folder / "llm"),
+        f"vLLM, float32{LANGUAGE}": lambda folder, file, count: VllmLanguage(folder / "llm", count),
+        f"llama.cpp, Q4_1{LANGUAGE}": lambda folder, file, count: LlamaCpp(file, count),
+    },
+}
+# Figures: whether more is better, whether a picture is part of it, and the aim, as a ratio to the best peer.
+FIRST, WHOLE, DECODE = "first token (ms)", f"answer of {ANSWER} tokens (ms)", "decode (tokens/s)"
+TOGETHER, SECOND = f"{CHATS} chats at once (tokens/s)", "second question: first token (ms)"
+START = "start to first answer (s)"
+AIMS = {
+    FIRST: (False, True, 0.5),
+    WHOLE: (False, True, 0.7),
+    DECODE: (True, False, 1.0),
+    TOGETHER: (True, True, 2.0),
+    START: (False, True, 0.5),
 }
 
 
-def serve(name: str, folder: Path, file: Path, pictures: Path) -> None:
+def serve(shape: str, name: str, folder: Path, file: Path, pictures: Path, image_tokens: int) -> None:
     """A side's process: a round of figures for each line that it reads; the first answer counts as its start."""
-    side = SIDES[name](folder, file)
+    side = SIDES[shape][name](folder, file, image_tokens)
     next(iter(side.ask(pictures / "0.jpg", [QUESTIONS[0]], 1)))
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
@@ -186,11 +300,11 @@ def serve(name: str, folder: Path, file: Path, pictures: Path) -> None:
         start = time.perf_counter()
         side.together(names[1:])
         figures = {
-            "first token (ms)": 1000 * times[0],
-            f"answer of {ANSWER} tokens (ms)": 1000 * times[-1],
-            "decode (tokens/s)": (ANSWER - 1) / (times[-1] - times[0]),
-            f"{CHATS} chats at once (tokens/s)": CHATS * ANSWER / (time.perf_counter() - start),
-            "second question: first token (ms)": 1000 * second,
+            FIRST: 1000 * times[0],
+            WHOLE: 1000 * times[-1],
+            DECODE: (ANSWER - 1) / (times[-1] - times[0]),
+            TOGETHER: CHATS * ANSWER / (time.perf_counter() - start),
+            SECOND: 1000 * second,
         }
         print(json.dumps(figures), flush=True)
 
@@ -201,7 +315,7 @@ def write_model(folder: Path, gguf: Path) -> None:
 
     from llava.checkpoints.convert import convert, open_source, write_shards
     from llava.checkpoints.gguf import open_gguf
-    from llava.config import ClipVisionConfig, ImageConfig, LlavaConfig
+    from llava.config import ClipVisionConfig, ImageConfig, LlavaConfig, Storage
     from llava.files import write_text
     from llava.models.llava import LlavaModel
     from llava.tokenizer import FastTokenizer
@@ -218,7 +332,7 @@ def write_model(folder: Path, gguf: Path) -> None:
     for name, empty in shapes.items():
         if not name.startswith("llm."):
             tensors[name] = torch.randn(empty.shape) * 0.02 + float("norm" in name and name.endswith("weight"))
-    native = folder.parent / "native"
+    native = folder / "native"
     native.mkdir()
     write_text(native / "config.json", config.model_dump_json(indent=2, exclude_none=True))
     assert isinstance(base.tokenizer, FastTokenizer)
@@ -226,7 +340,25 @@ def write_model(folder: Path, gguf: Path) -> None:
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>"}
     write_text(native / "tokenizer_config.json", json.dumps(settings))
     write_shards(native, iter(tensors.items()), str)
-    convert(open_source(native), folder, "hf")
+    convert(open_source(native), folder / "hf", "hf")
+    convert(open_source(native), folder / "int8", "native", Storage("int8", beside_8bit=True))
+
+
+def write_language(folder: Path) -> None:
+    """llava-smol's LLM as transformers, vLLM read it."""
+    import importlib
+
+    from llava.files import write_text
+    from llava.registry import model_folder
+
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    importlib.import_module("benchmarks.chat").export(model_folder("llava-smol"), folder / "llm")
+    from llava.checkpoints.load import open_processor
+
+    tokenizer: Any = open_processor(model_folder("llava-smol"))[1].tokenizer
+    tokenizer.backend.save(str(folder / "llm" / "tokenizer.json"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>"}
+    write_text(folder / "llm" / "tokenizer_config.json", json.dumps(settings))
 
 
 def write_pictures(folder: Path, count: int) -> None:
@@ -240,25 +372,33 @@ def write_pictures(folder: Path, count: int) -> None:
         PIL.Image.fromarray(small).resize((640, 480)).save(folder / f"{seed}.jpg")
 
 
-def run(peers: Path | None, repeats: int, only: list[str]) -> dict[str, list[dict[str, float]]]:
-    """Rounds of each side, in turns."""
+def run(shape: str, peers: Path | None, repeats: int, only: list[str]) -> dict[str, list[dict[str, float]]]:
+    """Rounds of each side."""
+    import llava
     from llava.fetch import resolve
 
     gguf = resolve("smollm2-135m-instruct")
-    pythons = {"vLLM": "vllm", "llama.cpp Q4_1, language only": "llamacpp"}
     rounds: dict[str, list[dict[str, float]]] = {}
     with tempfile.TemporaryDirectory() as temporary:
-        folder, pictures = Path(temporary) / "hf", Path(temporary) / "pictures"
-        write_model(folder, gguf)
+        folder, pictures = Path(temporary) / "model", Path(temporary) / "pictures"
+        folder.mkdir()
         write_pictures(pictures, (CHATS + 1) * (repeats + 2))
+        image_tokens = 576
+        if shape == "clip":
+            write_model(folder, gguf)
+        else:
+            write_language(folder)
+            smol = llava.load("llava-smol", device="cpu")
+            image_tokens = smol.model.vision.num_tokens
+            del smol
         commands = {}
-        for name in only or SIDES:
+        for name in only or SIDES[shape]:
             python = sys.executable
-            if name in pythons:
+            if environment := PYTHONS.get(name.partition(",")[0]):
                 if peers is None:
                     continue
-                python = str((peers / pythons[name] / "bin" / "python").absolute())
-            arguments = ["--serve", name, str(folder), str(gguf), str(pictures)]
+                python = str((peers / environment / "bin" / "python").absolute())
+            arguments = ["--serve", shape, name, str(folder), str(gguf), str(pictures), str(image_tokens)]
             commands[name] = [python, str(Path(__file__).resolve()), *arguments]
         for name, command in commands.items():
             rounds[name] = []
@@ -276,10 +416,7 @@ def run(peers: Path | None, repeats: int, only: list[str]) -> dict[str, list[dic
                 print((CHATS + 1) * count + 1, file=process.stdin, flush=True)
                 rounds[name].append(json.loads(process.stdout.readline()))
             stop(process)
-            rounds[name] = [
-                {**figures, "start to first answer (s)": begun}
-                for figures, begun in zip(rounds[name][1:], starts, strict=True)
-            ]
+            rounds[name] = [{**figures, START: begun} for figures, begun in zip(rounds[name][1:], starts, strict=True)]
     return rounds
 
 
@@ -306,29 +443,49 @@ def stop(process: "subprocess.Popen[str]") -> None:
 
 
 def report(rounds: dict[str, list[dict[str, float]]]) -> str:
-    """The medians in Markdown."""
-    names = list(next(iter(rounds.values()))[0])
-    lines = [f"| | {' | '.join(rounds)} |", "| --- " * (len(rounds) + 1) + "|"]
-    for name in names:
-        cells = [f"{statistics.median(one[name] for one in side):.4g}" for side in rounds.values()]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+    """The medians, and the best of ours against the best peer, in Markdown."""
+    medians = {
+        side: {name: statistics.median(one[name] for one in found) for name in found[0]}
+        for side, found in rounds.items()
+    }
+    names = [*AIMS, SECOND]
+    lines = [f"| | {' | '.join(names)} |", "| --- " * (len(names) + 1) + "|"]
+    lines += [f"| {side} | {' | '.join(f'{found[n]:.4g}' for n in names)} |" for side, found in medians.items()]
+    lines += ["", "| | best of ours | best peer | ratio | aim |", "| --- | --- | --- | --- | --- |"]
+    ours = {side: found for side, found in medians.items() if side.startswith("ours")}
+    for name, (more, pictured, aim) in AIMS.items():
+        peers = {s: f for s, f in medians.items() if s not in ours and not (pictured and s.endswith(LANGUAGE))}
+        if not ours or not peers:
+            continue
+        best = max if more else min
+        mine, theirs = (best(group, key=lambda s: group[s][name]) for group in (ours, peers))
+        ratio = ours[mine][name] / peers[theirs][name]
+        cells = [f"{mine}: {ours[mine][name]:.4g}", f"{theirs}: {peers[theirs][name]:.4g}", f"{ratio:.2f}"]
+        lines.append(f"| {name} | {' | '.join(cells)} | {'>=' if more else '<='} {aim} |")
+    if ours:
+        ratios = [f"{side.removeprefix('ours, ')} {found[SECOND] / found[FIRST]:.2f}" for side, found in ours.items()]
+        lines.append(f"| second question, against our first | {'; '.join(ratios)} | | | <= 0.1 |")
     return "\n".join(lines)
 
 
 def main() -> None:
     """Measure as the command line says, and print the table."""
     if sys.argv[1:2] == ["--serve"]:
-        serve(sys.argv[2], *map(Path, sys.argv[3:6]))
+        shape, name, folder, file, pictures, count = sys.argv[2:8]
+        serve(shape, name, Path(folder), Path(file), Path(pictures), int(count))
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--peers", type=Path, help="the folder that benchmarks/peers.sh made; without it, no such peers"
     )
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--only", nargs="*", default=[], choices=[*SIDES], metavar="SIDE")
+    parser.add_argument("--shape", choices=list(SIDES), default="clip")
+    parser.add_argument("--only", nargs="*", default=[], metavar="SIDE", help="some sides, as the table names them")
     parser.add_argument("--output", type=Path, help="write every round here, as JSON")
     options = parser.parse_args()
-    rounds = run(options.peers, options.repeats, options.only)
+    if unknown := [name for name in options.only if name not in SIDES[options.shape]]:
+        parser.error(f"no such side: {unknown[0]}; choose of: {'; '.join(SIDES[options.shape])}")
+    rounds = run(options.shape, options.peers, options.repeats, options.only)
     print(report(rounds))
     if options.output:
         options.output.write_text(json.dumps(rounds, indent=1) + "\n")

@@ -15,6 +15,7 @@ from typing import Any
 import gguf
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from llava.config import DecoderConfig
@@ -38,6 +39,8 @@ _CONTROL_TOKEN, _USER_TOKEN = 3, 4  # tokenizer.ggml.token_type
 # value type -> struct format; 8 is a string, 9 an array
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
+
+_AT_ONCE = 2**20  # weights that are dequantized in one go
 
 
 @dataclass(frozen=True)
@@ -73,17 +76,27 @@ class GgufLlm:
         """The decoder's parameters one by one, dequantized to float32, under Hugging Face's names."""
         for item in self.header.tensors:
             name = _parameter_name(item.name)
-            # mapped one by one: the pages of those before do not stay in memory
-            raw = np.memmap(self.path, np.uint8, mode="r", offset=item.offset, shape=(item.size,))
-            # the package dequantizes rows of bytes, but takes float tensors as floats
-            rows = raw.view(np.float32) if item.kind == gguf.GGMLQuantizationType.F32 else raw
-            values = gguf.dequantize(rows.reshape(*item.shape[:-1], -1), item.kind)
-            weight = torch.tensor(values, dtype=torch.float32)
+            raw = np.fromfile(self.path, np.uint8, item.size, offset=item.offset)
+            if len(raw) < item.size:
+                raise LlavaError(f"{self.path}: damaged or truncated GGUF file; fetch it again")
+            weight = torch.from_numpy(_dequantized(raw, item.kind)).view(item.shape)
             if name.endswith("q_proj.weight"):
                 weight = _undo_rope_order(weight, self.config.num_heads)
             elif name.endswith("k_proj.weight"):
                 weight = _undo_rope_order(weight, self.config.num_kv_heads)
             yield name, weight.contiguous()
+
+
+def _dequantized(raw: NDArray[np.uint8], kind: gguf.GGMLQuantizationType) -> NDArray[np.float32]:
+    """The weights in a tensor's bytes, one after the other."""
+    if kind == gguf.GGMLQuantizationType.F32:
+        return raw.view(np.float32)
+    weights, size = gguf.GGML_QUANT_SIZES[kind]
+    step = max(1, _AT_ONCE // weights) * size
+    # rows mean nothing to blocks of weights: in one long row, the package takes them all at once
+    parts = [gguf.dequantize(raw[start : start + step].reshape(1, -1), kind)[0] for start in range(0, len(raw), step)]
+    joined: NDArray[np.float32] = np.concatenate(parts).astype(np.float32, copy=False)
+    return joined
 
 
 def open_gguf(path: Path) -> GgufLlm:

@@ -182,7 +182,7 @@ class Engine:
         if len(self.scheduler.running) != 1 or self.scheduler.waiting:
             return
         one = self.scheduler.running[0]
-        if one.length - one.filled == 1 and one.sampling.plainly_greedy:
+        if one.length - one.filled == 1 and one.sampling.plainly_greedy and one.sampling.lookup:
             if one.lookup is None:
                 one.lookup = Lookup([*one.request.ids, *one.output])
             one.guess = one.lookup.guess()[: one.limit - len(one.output) - 1]

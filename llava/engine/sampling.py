@@ -19,7 +19,7 @@ class Sampling:
     repetition_penalty: divides the scores of what prompt and answer hold (Keskar et al. 2019); 1 is none.
     presence_penalty, frequency_penalty: taken off the scores of what the answer holds, once or as often, as in
     OpenAI's API. logit_bias: (token, addend) pairs. logprobs: report each token's, and those of so many likeliest.
-    grammar: what the answer must fit.
+    grammar: what the answer must fit. lookup: guess at greedy answers by what stood in the prompt; it changes none.
     Raises LlavaError for a value out of range.
     """
 
@@ -35,6 +35,7 @@ class Sampling:
     logit_bias: tuple[tuple[int, float], ...] = ()
     logprobs: int | None = None
     grammar: Grammar | None = None
+    lookup: bool = True
 
     def __post_init__(self) -> None:
         for name, valid, expected in (
