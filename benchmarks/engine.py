@@ -13,6 +13,7 @@ picture. The second table compares the best of ours with the best peer.
 """
 
 import argparse
+import base64
 import json
 import os
 import statistics
@@ -234,6 +235,41 @@ class LlamaCpp:
             list(self.ask(picture, [QUESTIONS[0]], ANSWER))
 
 
+class LlamaCppWhole:
+    """llama.cpp with the picture: its own loader of LLaVA-1.5's tower, in float16, and the LLM in Q4_1."""
+
+    def __init__(self, file: Path, tower: Path) -> None:
+        import llama_cpp
+        from llama_cpp.llama_chat_format import Llava15ChatHandler
+
+        self.llm = llama_cpp.Llama(
+            str(file),
+            chat_handler=Llava15ChatHandler(clip_model_path=str(tower), verbose=False),
+            n_ctx=4096,
+            n_threads=2,
+            n_threads_batch=2,
+            verbose=False,
+        )
+
+    def ask(self, picture: Path, turns: list[str], tokens: int) -> Timed:
+        start, data = time.perf_counter(), base64.b64encode(picture.read_bytes()).decode()
+        image = {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{data}"}}
+        messages: list[dict[str, Any]] = [{"role": "user", "content": [image, {"type": "text", "text": turns[0]}]}]
+        for index, text in enumerate(turns[1:]):
+            messages.append({"role": "user" if index % 2 else "assistant", "content": text})
+        never = {self.llm.token_eos(): -100.0}
+        chunks = self.llm.create_chat_completion(
+            messages, stream=True, max_tokens=tokens, temperature=0.0, logit_bias=never
+        )
+        for chunk in chunks:
+            if "content" in chunk["choices"][0]["delta"]:
+                yield time.perf_counter() - start
+
+    def together(self, pictures: list[Path]) -> None:
+        for picture in pictures:
+            list(self.ask(picture, [QUESTIONS[0]], ANSWER))
+
+
 def picture_ids(picture: Path, count: int) -> list[int]:
     """What stands in a picture's place where none is run: for another picture, other tokens."""
     return [1000 + (int(picture.stem) * 7919 + index) % 40000 for index in range(count)]
@@ -262,6 +298,7 @@ SIDES: dict[str, dict[str, Callable[[Path, Path, int], Any]]] = {
         "transformers, bfloat16": lambda folder, file, count: Transformers(folder / "hf", "bfloat16"),
         "vLLM, float32": lambda folder, file, count: Vllm(folder / "hf", "float32"),
         "vLLM, bfloat16": lambda folder, file, count: Vllm(folder / "hf", "bfloat16"),
+        "llama.cpp, Q4_1": lambda folder, file, count: LlamaCppWhole(file, folder / "mmproj.gguf"),
         f"llama.cpp, Q4_1{LANGUAGE}": lambda folder, file, count: LlamaCpp(file, count),
     },
     "smol": {
@@ -332,6 +369,7 @@ def write_model(folder: Path, gguf: Path) -> None:
     for name, empty in shapes.items():
         if not name.startswith("llm."):
             tensors[name] = torch.randn(empty.shape) * 0.02 + float("norm" in name and name.endswith("weight"))
+    write_tower(folder / "mmproj.gguf", tensors)
     native = folder / "native"
     native.mkdir()
     write_text(native / "config.json", config.model_dump_json(indent=2, exclude_none=True))
@@ -342,6 +380,50 @@ def write_model(folder: Path, gguf: Path) -> None:
     write_shards(native, iter(tensors.items()), str)
     convert(open_source(native), folder / "hf", "hf")
     convert(open_source(native), folder / "int8", "native", Storage("int8", beside_8bit=True))
+
+
+def write_tower(file: Path, tensors: dict[str, Any]) -> None:
+    """The vision tower and projector as llama.cpp reads them. Names: llama.cpp's tools/mtmd/clip-impl.h."""
+    import gguf
+
+    writer = gguf.GGUFWriter(str(file), "clip")
+    for name in ("has_vision_encoder", "has_llava_projector"):
+        writer.add_bool(f"clip.{name}", True)
+    writer.add_bool("clip.use_gelu", False)  # CLIP's quick_gelu
+    writer.add_string("clip.projector_type", "mlp")
+    sizes = {"image_size": 336, "patch_size": 14, "embedding_length": 1024, "feed_forward_length": 4096}
+    for name, value in {**sizes, "projection_dim": 768, "block_count": 23, "attention.head_count": 16}.items():
+        writer.add_uint32(f"clip.vision.{name}", value)
+    writer.add_float32("clip.vision.attention.layer_norm_epsilon", 1e-5)
+    writer.add_array("clip.vision.image_mean", [0.48145466, 0.4578275, 0.40821073])
+    writer.add_array("clip.vision.image_std", [0.26862954, 0.26130258, 0.27577711])
+    names = {
+        "vision.embeddings.class_embedding": "v.class_embd",
+        "vision.embeddings.patch_embedding": "v.patch_embd",
+        "vision.embeddings.position_embedding": "v.position_embd",
+        "vision.pre_layrnorm": "v.pre_ln",
+        "vision.encoder.layers.": "v.blk.",
+        "self_attn.q_proj": "attn_q",
+        "self_attn.k_proj": "attn_k",
+        "self_attn.v_proj": "attn_v",
+        "self_attn.out_proj": "attn_out",
+        "layer_norm1": "ln1",
+        "layer_norm2": "ln2",
+        "mlp.fc1": "ffn_up",
+        "mlp.fc2": "ffn_down",
+        "projector.": "mm.",
+    }
+    for name, tensor in tensors.items():
+        if name.startswith("llm."):
+            continue
+        for ours, theirs in names.items():
+            name = name.replace(ours, theirs)
+        matrix = tensor.dim() > 1 and "embd" not in name
+        writer.add_tensor(name, (tensor.half() if matrix else tensor.float()).numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
 
 
 def write_language(folder: Path) -> None:
@@ -479,10 +561,17 @@ def main() -> None:
         "--peers", type=Path, help="the folder that benchmarks/peers.sh made; without it, no such peers"
     )
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--write", type=Path, metavar="FOLDER", help="only write the models of the shape clip there")
     parser.add_argument("--shape", choices=list(SIDES), default="clip")
     parser.add_argument("--only", nargs="*", default=[], metavar="SIDE", help="some sides, as the table names them")
     parser.add_argument("--output", type=Path, help="write every round here, as JSON")
     options = parser.parse_args()
+    if options.write:
+        from llava.fetch import resolve
+
+        options.write.mkdir()
+        write_model(options.write, resolve("smollm2-135m-instruct"))
+        return
     if unknown := [name for name in options.only if name not in SIDES[options.shape]]:
         parser.error(f"no such side: {unknown[0]}; choose of: {'; '.join(SIDES[options.shape])}")
     rounds = run(options.shape, options.peers, options.repeats, options.only)

@@ -36,9 +36,12 @@ SHORTER = {  # arguments added to a command, by how it begins
     "python benchmarks/chat.py": ["--repeats", "1"],
     "python benchmarks/soak.py": ["--requests", "20"],
     "python benchmarks/precision.py": ["--questions", "2", "--windows", "1", "--answers", "3"],
+    "python benchmarks/lookup.py": ["--rounds", "1", "--precision", "float16"],
+    "python benchmarks/limits.py": ["llava-smol", "--precision", "int8", "--beside-8bit"],
     "python scripts/random_model.py": ["{tmp}/random", "--layers", "1"],
     "python benchmarks/memory.py": ["{tmp}/random", "--precision", "int8", "--tokens", "2"],
 }
+WRITTEN = "llava-smol-int4"  # a folder that one command makes and the next one reads
 
 
 def blocks(language: str) -> list[str]:
@@ -76,9 +79,9 @@ def tmp(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("command", [c for c in commands() if not c.startswith(ELSEWHERE)])
 def test_a_shown_command_runs(command: str, tmp: Path) -> None:
-    words = shlex.split(command)
+    words = [str(tmp / word) if word == WRITTEN else word for word in shlex.split(command)]
     extra = next((arguments for start, arguments in SHORTER.items() if command.startswith(start)), [])
-    if extra and command.startswith(("python scripts/", "python benchmarks/memory.py")):
+    if extra and command.startswith(("python scripts/", "python benchmarks/memory.py", "python benchmarks/limits.py")):
         words = words[:2]
     words += [word.replace("{tmp}", str(tmp)) for word in extra]
     if words[:2] == ["llava", "train"] and "--dry-run" not in words:

@@ -1,0 +1,135 @@
+"""How far the engine is from what the machine can do: arithmetic over its matrix rate, weights over its memory's speed.
+
+    python benchmarks/limits.py llava-smol
+    python benchmarks/engine.py --shape clip --write /tmp/clip
+    python benchmarks/limits.py /tmp/clip/hf --precision int8 --beside-8bit
+
+`rate` is that of this precision's linear kernel on a matrix that fits the caches; `speed` is that of summing up a large
+tensor. Linear layers and attention are counted, nothing else is: what is above the limit is everything else.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+
+import PIL.Image
+import torch
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
+
+import llava
+from llava.config import DecoderConfig, Storage
+from llava.models.cache import CacheBatch, KVCache
+from llava.quantization.footprint import PRECISIONS, footprint
+from llava.quantization.kernels import pack_linear
+
+MILLI = 1e3
+
+
+def best(run: Callable[[], object], rounds: int = 5) -> float:
+    """The least seconds of some rounds."""
+    run()
+    times = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def matrix_rate(precision: llava.config.Precision) -> float:
+    """Operations a second of a linear layer, 512 rows."""
+    layer, x = pack_linear(torch.randn(4096, 1024), None, precision), torch.randn(512, 1024)
+    return 2 * 512 * 4096 * 1024 / best(lambda: layer(x))
+
+
+def memory_speed() -> float:
+    """Bytes read a second."""
+    large = torch.ones(2**27)
+    return large.nbytes / best(large.sum)
+
+
+def decoder_operations(config: DecoderConfig, tokens: int, before: int) -> tuple[float, float]:
+    """Of linear layers and of attention, for so many tokens after others."""
+    heads = config.num_heads * config.head_dim
+    qkv = config.hidden_size * (heads + 2 * config.num_kv_heads * config.head_dim)
+    weights = qkv + heads * config.hidden_size + 3 * config.hidden_size * config.intermediate_size
+    seen = tokens * before + tokens * tokens / 2
+    return 2.0 * tokens * weights * config.num_layers, 4.0 * seen * heads * config.num_layers
+
+
+def vision_operations(model: nn.Module, tokens: int) -> tuple[float, float]:
+    """Of a vision transformer's linear layers and attention; (0, 0) for other encoders."""
+    linears = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
+    widths = [layer.out_features for name, layer in model.named_modules() if name.endswith("q_proj")]
+    operations = 2.0 * tokens * sum(layer.weight.numel() for layer in linears)
+    return operations, 4.0 * tokens * tokens * sum(widths)
+
+
+@torch.inference_mode()
+def main() -> None:
+    """Measure as the command line says, and print what was found."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="a name or a folder")
+    parser.add_argument("--precision", default="float16", choices=PRECISIONS)
+    parser.add_argument("--beside-8bit", action="store_true")
+    options = parser.parse_args()
+    storage = Storage(options.precision, options.beside_8bit)
+    assistant = llava.load(options.model, device="cpu", precision=options.precision, beside_8bit=options.beside_8bit)
+    model, config = assistant.model, assistant.model.config
+    beside: llava.config.Precision = "int8" if options.beside_8bit else "float32"
+    rate, beside_rate, speed = matrix_rate(storage.precision), matrix_rate(beside), memory_speed()
+    attention = matrix_rate("float32")
+    print(f"rate {rate / 1e9:.0f} GFLOP/s ({storage.precision}), beside {beside_rate / 1e9:.0f} ({beside});", end=" ")
+    print(f"speed {speed / 1e9:.1f} GB/s")
+
+    picture = llava.Image(PIL.Image.radial_gradient("L").resize((640, 480)).convert("RGB"))
+    request = assistant.request([llava.Message.user(picture, "What is shown in this image?")])
+    views = request.images[0].views()
+    seconds = best(lambda: model.vision(views))
+    with torch.device("meta"):
+        from llava.models.vision import build_vision_encoder
+
+        plain = build_vision_encoder(config.vision)
+    linear, seen = vision_operations(plain, plain.num_tokens + 1)
+    limit = linear / beside_rate + seen / attention
+    print(f"picture: {seconds * MILLI:.0f} ms, limit {limit * MILLI:.0f} ms ({(linear + seen) / 1e9:.0f} GFLOP)")
+
+    tokens = len(request.ids)
+    cache = KVCache(config.llm, model.device, model.dtype, tokens + 8)
+    ids, none = torch.randint(0, config.llm.vocab_size, (1, tokens)), torch.empty(0, config.llm.hidden_size)
+
+    def read() -> None:
+        cache.length = 0
+        model(ids, none, CacheBatch([cache], [tokens]))
+
+    seconds = best(read)
+    linear, seen = decoder_operations(config.llm, tokens, 0)
+    limit = linear / rate + seen / attention
+    print(f"prompt of {tokens} tokens: {seconds * MILLI:.0f} ms, limit {limit * MILLI:.0f} ms", end=" ")
+    print(f"({(linear + seen) / 1e9:.0f} GFLOP)")
+
+    def step() -> None:
+        cache.length = tokens
+        hidden = model(ids[:, :1], none, CacheBatch([cache], [1]))
+        model.llm.logits(hidden[0]).argmax(-1).tolist()
+
+    seconds = best(step, 30)
+    table = config.llm.vocab_size * config.llm.hidden_size * (4 if storage.precision == "float32" else 2)
+    weights = footprint(config, storage)["LLM"].bytes - (0 if storage.head == "float32" else table)
+    stored = 2 * 4 * config.llm.num_layers * config.llm.num_kv_heads * config.llm.head_dim * tokens
+    limit = (weights + stored) / speed
+    print(f"a token after it: {seconds * MILLI:.1f} ms, limit {limit * MILLI:.1f} ms", end=" ")
+    print(f"({weights / 1e6:.0f} MB of weights, {stored / 1e6:.0f} MB of keys and values)\n")
+    with profile(activities=[ProfilerActivity.CPU]) as found:
+        for _ in range(10):
+            step()
+    rows = sorted(found.key_averages(), key=lambda row: -row.self_cpu_time_total)
+    whole = sum(row.self_cpu_time_total for row in rows)
+    print("| operation of a decoding step | part of its time | calls |\n| --- | --- | --- |")
+    for row in rows[:10]:
+        print(f"| {row.key.rpartition('::')[2]} | {row.self_cpu_time_total / whole:.0%} | {row.count // 10} |")
+
+
+if __name__ == "__main__":
+    main()
