@@ -26,12 +26,14 @@ TOKENS = 64
 def measure(precision: Precision, rounds: int) -> list[str]:
     """Tokens a second without and with lookup, and how many tokens of the answer were guessed."""
     assistant = llava.load("llava-smol", device="cpu", precision=precision)
-    cells = [precision]
+    cells: list[str] = [precision]
     for messages in (REPEATING, FREE):
         request = replace(assistant.request(messages), stop_ids=frozenset())
-        rates, answers, guessed = [], [], 0
+        rates: list[float] = []
+        answers: list[list[int]] = []
+        guessed = 0
         for lookup in (False, True):
-            found = []
+            found: list[float] = []
             for _ in range(rounds + 1):
                 generation = assistant._engine.submit(request, Sampling(TOKENS, lookup=lookup))
                 tokens = assistant._engine.follow(generation)

@@ -18,10 +18,13 @@ import torch
 import llava
 from llava import Image, Message
 from llava.assistant import Assistant
+from llava.checkpoints.adapters import adapter_parameters
+from llava.checkpoints.native import ADAPTER
 from llava.config import Storage
 from llava.engine.sampling import Sampling
 from llava.eval.benchmarks import easy_vqa
 from llava.quantization.footprint import PRECISIONS, footprint
+from llava.registry import model_folder
 
 WINDOW, LENGTH = 512, 32  # tokens of a piece of text and of an answer
 
@@ -76,14 +79,17 @@ def main() -> None:
     columns = ["precision", "weights (MB)", "perplexity", "equal answers", "tokens until they part", "easy-VQA"]
     print(f"| {' | '.join(columns)} |\n{'| --- ' * len(columns)}|")
     expected: list[list[int]] = []
-    for precision in PRECISIONS:
-        assistant = llava.load(options.model, device="cpu", precision=precision)
+    folder = model_folder(options.model) / ADAPTER
+    adapter = adapter_parameters(folder) if folder.exists() else 0
+    for storage in [*map(Storage, PRECISIONS), Storage("int8", True), Storage("int4", True)]:
+        precision, beside_8bit = storage.precision, storage.beside_8bit
+        assistant = llava.load(options.model, device="cpu", precision=precision, beside_8bit=beside_8bit)
         found = answers(assistant, options.answers)
         expected = expected or found
         lengths = [agreement(a, b) for a, b in zip(found, expected, strict=True)]
-        size = sum(part.bytes for part in footprint(assistant.model.config, Storage(precision)).values()) / 1e6
+        size = sum(part.bytes for part in footprint(assistant.model.config, storage, adapter).values()) / 1e6
         cells = [
-            precision,
+            precision + (", 8 bits beside" if beside_8bit else ""),
             f"{size:.0f}",
             f"{perplexity(assistant, options.windows):.2f}",
             f"{lengths.count(LENGTH) / len(lengths):.0%}",
