@@ -1,6 +1,7 @@
 """Packing a model from outside: it computes what it did, and nothing float32 is left behind."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -8,8 +9,10 @@ from torch import nn
 
 from llava.checkpoints.gguf import GgufLlm
 from llava.config import LlavaConfig, Precision, Storage
+from llava.media.tiling import FlatLayout
 from llava.models.llava import LlavaModel
 from llava.quantization.footprint import footprint
+from llava.quantization.linears import Int8Linear
 from llava.quantization.pack import pack_model
 from tests.conftest import tiny_model
 
@@ -42,6 +45,42 @@ def test_a_packed_model_gives_the_same_scores(
     # relative to the scores' spread; 8 and 4 bits lose what they lose (docs/precision.md: what it means for answers)
     assert (found - expected).abs().max() < tolerance * expected.std()
     assert not [m for m in packed.modules() if isinstance(m, nn.Linear)]
+
+
+@torch.inference_mode()
+def test_what_lies_beside_the_llm_has_eight_bits_when_asked_for(smollm2: GgufLlm) -> None:
+    plain = tiny_model(smollm2).model
+    packed = copy.deepcopy(plain)
+    pack_model(packed, Storage("float16", beside_8bit=True))
+    layers: list[Any] = [packed.vision.encoder.layers[0].mlp.fc1, packed.vision.encoder.layers[0].self_attn.qkv]
+    layers += [packed.projector[0], packed.projector[2], packed.llm.lm_head]
+    assert {type(layer) for layer in layers} == {Int8Linear}
+    pixels, ids = torch.randn(3, 3, 28, 28), torch.randint(1000, (1, 9))
+    for found, expected in (
+        (packed.vision(pixels), plain.vision(pixels)),
+        (packed.encode(pixels, [FlatLayout(1, 4)] * 3), plain.encode(pixels, [FlatLayout(1, 4)] * 3)),
+        (packed.llm.logits(packed.llm.embed_tokens(ids)), plain.llm.logits(plain.llm.embed_tokens(ids))),
+    ):
+        assert 0 < (found - expected).abs().max() < 0.15 * expected.std()
+    one = packed.vision(pixels[1:2])
+    assert torch.allclose(one, packed.vision(pixels)[1:2], atol=1e-4)  # no view's rows change another's
+
+
+def test_the_footprint_of_what_lies_beside_the_llm(smollm2: GgufLlm) -> None:
+    config = tiny_model(smollm2).model.config
+    half, eight = footprint(config, Storage("int4")), footprint(config, Storage("int4", beside_8bit=True))
+    linear = sum(
+        layer.weight.numel()
+        for part in (tiny_model(smollm2).model.vision, tiny_model(smollm2).model.projector)
+        for layer in part.modules()
+        if isinstance(layer, nn.Linear)
+    )
+    saved = sum(half[part].bytes - eight[part].bytes for part in ("vision encoder", "projector"))
+    assert saved == linear
+    assert half["LLM"].bytes - eight["LLM"].bytes == config.llm.vocab_size * config.llm.hidden_size  # the head
+    lora = footprint(config, Storage("int4"), adapter=1000)["LLM"]
+    assert (lora.bytes - half["LLM"].bytes, lora.parameters - half["LLM"].parameters) == (2000, 1000)
+    assert footprint(config, Storage("int8"), adapter=1000) == footprint(config, Storage("int8"))  # it is folded in
 
 
 def test_the_footprint_counts_every_parameter(smollm2: GgufLlm) -> None:
