@@ -167,7 +167,8 @@ class SentencePieceTokenizer:
         text, plain = "", []
         for token in ids:
             if token not in names:
-                plain.append(token)
+                if token < self._model.vocab_size():  # a model may have rows for ids that no text has
+                    plain.append(token)
             elif keep_special:
                 text += self._model.decode(plain) + names[token]
                 plain = []

@@ -73,7 +73,7 @@ def test_a_config_is_frozen() -> None:
         (
             "foo",
             "layout, llm, vision, image, video, projector, template, chat_template, system, images_first, "
-            "around_image, base",
+            "around_image, storage, base",
         ),
         ("base.foo", "llm, vision"),
         ("image.foo", "size, tiling, aspect, mean, std"),

@@ -63,3 +63,12 @@ def test_a_file_that_is_no_sentencepiece_model_is_refused(tmp_path: Path) -> Non
     (tmp_path / "tokenizer.model").write_bytes(b"not a model")
     with pytest.raises(LlavaError, match="not a SentencePiece model"):
         SentencePieceTokenizer(tmp_path / "tokenizer.model")
+
+
+def test_ids_that_no_text_has_decode_to_nothing(smollm2: GgufLlm) -> None:
+    """Vocabularies of models are padded; a random one may choose such an id."""
+    tokenizer = SentencePieceTokenizer(SENTENCEPIECE)
+    ids, _ = tokenizer.encode("a cat")
+    assert tokenizer.decode([*ids, 32_005]) == tokenizer.decode(ids)
+    ids, _ = smollm2.tokenizer.encode("a cat")
+    assert smollm2.tokenizer.decode([*ids, 50_000]) == "a cat"

@@ -79,6 +79,8 @@ def run(
     with bars() as progress:
         folder = model_folder(model)
         config, processor = open_processor(folder, progress.bytes, template or published_template(model))
+    if config.storage is not None:  # a quantized checkpoint runs in nothing else
+        chosen, beside_8bit = [config.storage.precision], config.storage.beside_8bit
     adapter = adapter_parameters(folder / ADAPTER) if (folder / ADAPTER).exists() else 0
     _show_parts(console, model, config, chosen, beside_8bit, adapter)
     console.print(f"template: {config.template}, system text: {processor.system_text()!r}", markup=False)

@@ -61,6 +61,8 @@ def test_what_a_quantized_checkpoint_cannot_be_used_for_is_told(tmp_path: Path) 
     assert (done.returncode, done.stdout) == (0, f"{tmp_path / 'small'}: native layout, int8\n"), done.stderr
     done = command("chat", tmp_path / "small", "--prompt", "Hi", "--max-new-tokens", "2")
     assert done.returncode == 0, done.stderr
+    done = command("inspect", tmp_path / "small")
+    assert done.returncode == 0 and "int8" in done.stdout and "float16" not in done.stdout, done.stderr
     done = command("chat", tmp_path / "hf", "--prompt", "Hi", "--max-new-tokens", "2", "--load-4bit", "--beside-8bit")
     assert done.returncode == 0, done.stderr
     for arguments, message in (
