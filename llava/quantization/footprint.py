@@ -9,6 +9,7 @@ from llava.models.decoder import Decoder
 from llava.models.llava import LlavaModel
 from llava.models.meta import on_meta
 from llava.quantization.linears import group_of, stored_precision
+from llava.quantization.pack import WORKERS
 
 PRECISIONS: tuple[Precision, ...] = ("float32", "float16", "int8", "int4")
 _PROCESS = 360_000_000  # bytes of Python, PyTorch and the tokenizer, before any weight (benchmarks/memory.py)
@@ -43,9 +44,9 @@ def footprint(config: LlavaConfig, storage: Storage, adapter: int = 0) -> dict[s
 
 
 def peak_bytes(config: LlavaConfig, storage: Storage, adapter: int = 0) -> int:
-    """The most memory that the process holds while it loads: with its largest matrix in float32, to be packed."""
+    """The most memory that the process holds while it loads: each worker has a matrix in float32, to be packed."""
     largest = config.llm.hidden_size * max(config.llm.vocab_size, 2 * config.llm.intermediate_size)
-    return sum(part.bytes for part in footprint(config, storage, adapter).values()) + 4 * largest + _PROCESS
+    return sum(part.bytes for part in footprint(config, storage, adapter).values()) + WORKERS * 4 * largest + _PROCESS
 
 
 def cache_bytes(config: LlavaConfig) -> int:

@@ -29,7 +29,7 @@ Adapters = Mapping[nn.Module, Factors]  # linear layers and their LoRAs
 
 Target = tuple[Storage, torch.device]  # how weights are stored for inference, and where
 
-_WORKERS = 2  # parts that are packed at once, while others are read: packing itself runs on one core
+WORKERS = 2  # parts that are packed at once, while others are read: packing itself runs on one core
 
 
 class PackedAttention(nn.Module):
@@ -149,7 +149,7 @@ class Packer:
         for name in model.state_dict():
             self._missing.setdefault(_part(name), set()).add(name)
         self._inference = torch.is_inference_mode_enabled()  # a mode of the thread, for those that pack too
-        self._workers = ThreadPoolExecutor(_WORKERS)
+        self._workers = ThreadPoolExecutor(WORKERS)
         self._jobs: deque[Future[None]] = deque()
 
     @property
@@ -178,7 +178,7 @@ class Packer:
         part = _part(name)
         self._missing[part].discard(name)
         if part and not self._missing[part]:
-            if len(self._jobs) > _WORKERS:  # what waits takes memory
+            if len(self._jobs) > WORKERS:  # what waits takes memory
                 self._jobs.popleft().result()
             self._jobs.append(self._workers.submit(self._pack, part))
 
