@@ -34,16 +34,16 @@ def tiny(smollm2: GgufLlm) -> Loaded:
     return tiny_model(smollm2)
 
 
-def tiny_model(smollm2: GgufLlm, template: str = "chatml", seed: int = 0) -> Loaded:
+def tiny_model(smollm2: GgufLlm, template: str = "chatml", seed: int = 0, width: int = 48) -> Loaded:
     """A new small random model: CLIP of 2 layers, mlp2x_gelu, decoder of 2 layers."""
     llm = DecoderConfig(
         vocab_size=smollm2.config.vocab_size,
-        hidden_size=48,
-        intermediate_size=96,
+        hidden_size=width,
+        intermediate_size=2 * width,
         num_layers=2,
         num_heads=4,
         num_kv_heads=2,
-        head_dim=12,
+        head_dim=width // 4,
         rope_theta=10000.0,
         norm_eps=1e-5,
         max_positions=512,

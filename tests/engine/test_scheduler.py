@@ -72,9 +72,9 @@ class Reference:
         return request, found[:count]
 
 
-@pytest.fixture(scope="module", params=["float32", "float16", "int8"])
+@pytest.fixture(scope="module", params=["float32", "float16", "int8", "int4"])
 def reference(request: pytest.FixtureRequest, smollm2: GgufLlm) -> Reference:
-    loaded = tiny_model(smollm2)
+    loaded = tiny_model(smollm2, width=64)  # a width that 4 bits can have
     precision: Precision = request.param
     pack_model(loaded.model, Storage(precision))
     return Reference(loaded)
