@@ -73,3 +73,20 @@ def test_closing_tells_those_who_wait(tiny: Loaded) -> None:
 
     with pytest.raises(LlavaError, match="the engine was closed"):
         asyncio.run(wait())
+
+
+@pytest.mark.parametrize("broken", ["submit", "_run"])
+def test_an_unforeseen_error_reaches_its_reader_and_the_thread_goes_on(
+    shell: tuple[BackgroundEngine, Engine, Assistant], monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    background, engine, assistant = shell
+    request = assistant.request([Message.user("Hi")])
+
+    def fail(*_: object) -> None:
+        raise ValueError("unforeseen")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, broken, fail)
+        with pytest.raises(LlavaError, match="unforeseen"):
+            asyncio.run(collect(background, request, 3))
+    assert len(asyncio.run(collect(background, request, 3))) == 3
