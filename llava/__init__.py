@@ -43,17 +43,15 @@ def load(
     import torch
 
     from llava.assistant import Assistant  # torch is imported only when a model is wanted
-    from llava.checkpoints.load import load_checkpoint, stored_as
+    from llava.checkpoints.load import load_checkpoint, storage_for
     from llava.checkpoints.native import default_device
-    from llava.config import Storage
     from llava.fetch import quiet
     from llava.registry import model_folder, published_template
 
     template = template or published_template(name)
     place = torch.device(device) if device else default_device()
     folder = model_folder(name)
-    storage = stored_as(folder) if precision is None and not beside_8bit else None
-    storage = storage or Storage(precision or "float16", beside_8bit)
+    storage = storage_for(folder, precision, beside_8bit)
     if compile and (place.type != "cuda" or storage.precision in ("int8", "int4")):
         raise LlavaError(f"compile is for 16 or 32 bits on a GPU, not for {storage.precision} on {place}")
     loaded = load_checkpoint(folder, progress or quiet, template, (storage, place))

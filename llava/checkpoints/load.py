@@ -13,7 +13,7 @@ from llava.checkpoints.native import CONFIG, Loaded, build_processor
 from llava.checkpoints.quantized import expect_levels
 from llava.checkpoints.stream import load_streamed, stream_tensors, weight_files
 from llava.checkpoints.tokenizer_files import read_tokenizer
-from llava.config import LlavaConfig, Storage, load_config
+from llava.config import LlavaConfig, Precision, Storage, load_config
 from llava.errors import LlavaError
 from llava.fetch import Progress, quiet, resolve
 from llava.models.llava import LlavaModel
@@ -92,6 +92,12 @@ def _load_original(folder: Path, template: str | None, target: Target | None) ->
 def stored_as(folder: Path) -> Storage | None:
     """How the weights of a quantized checkpoint are stored; None for all others. Raises LlavaError."""
     return load_config(folder / CONFIG).storage if "layout" in read_json(folder / CONFIG) else None
+
+
+def storage_for(folder: Path, precision: Precision | None, beside_8bit: bool) -> Storage:
+    """How to store a checkpoint's weights: as asked for, else as it stores them itself, else in 16 bits."""
+    own = stored_as(folder) if precision is None and not beside_8bit else None
+    return own or Storage(precision or "float16", beside_8bit)
 
 
 def open_processor(

@@ -47,6 +47,7 @@ def run(
     folder = model_folder(model)
 
     import llava
+    from llava.checkpoints.load import storage_for
     from llava.cli.progress import bars
     from llava.eval import runner
     from llava.eval.benchmarks import easy_vqa
@@ -57,14 +58,15 @@ def run(
         + ("-beside8" if beside_8bit else "")
     )
     where = output or Path("runs/eval") / f"{benchmark}-{folder.name}{suffix}{f'-{limit}' if limit else ''}"
+    storage = storage_for(folder, precision, beside_8bit)
     settings = {
         "benchmark": benchmark,
         "model": model,
         "fingerprint": runner.fingerprint(folder),
         "limit": limit,
         "shuffle_images": shuffle_images,
-        "precision": precision or "float16",
-        "beside_8bit": beside_8bit,
+        "precision": storage.precision,
+        "beside_8bit": storage.beside_8bit,
     }
     if restart:
         (where / runner.SETTINGS).unlink(missing_ok=True)
