@@ -58,20 +58,20 @@ def run(
         + ("-beside8" if beside_8bit else "")
     )
     where = output or Path("runs/eval") / f"{benchmark}-{folder.name}{suffix}{f'-{limit}' if limit else ''}"
-    storage = storage_for(folder, precision, beside_8bit)
-    settings = {
-        "benchmark": benchmark,
-        "model": model,
-        "fingerprint": runner.fingerprint(folder),
-        "limit": limit,
-        "shuffle_images": shuffle_images,
-        "precision": storage.precision,
-        "beside_8bit": storage.beside_8bit,
-    }
     if restart:
         (where / runner.SETTINGS).unlink(missing_ok=True)
     with bars() as progress:
         questions = easy_vqa.load_questions("test", progress.bytes)
+        storage = storage_for(folder, precision, beside_8bit)
+        settings = {
+            "benchmark": benchmark,
+            "model": model,
+            "fingerprint": runner.fingerprint(folder),
+            "limit": limit,
+            "shuffle_images": shuffle_images,
+            "precision": storage.precision,
+            "beside_8bit": storage.beside_8bit,
+        }
         if shuffle_images:
             questions = easy_vqa.shuffle_images(questions)
         assistant = llava.load(model, precision=precision, beside_8bit=beside_8bit, progress=progress.bytes)
