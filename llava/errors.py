@@ -1,4 +1,4 @@
-"""The one error type that means: the user can fix this."""
+"""Errors with a message for the user."""
 
 
 class LlavaError(Exception):
@@ -6,3 +6,11 @@ class LlavaError(Exception):
 
     The command line prints the message alone, without a traceback, and exits with status 2.
     """
+
+
+class EngineError(LlavaError):
+    """A request failed through no fault of its own: memory ran out, say. The message says what to try."""
+
+
+class GrammarError(LlavaError):
+    """A JSON schema or regular expression that answers cannot be made to fit."""

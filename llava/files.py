@@ -25,6 +25,19 @@ def cache_dir() -> Path:
     return Path(base).expanduser() / "llava"
 
 
+def data_dir() -> Path:
+    """The user's folder for what must not be lost: `$LLAVA_DATA`, or the platform's place. It need not exist yet."""
+    if chosen := os.environ.get("LLAVA_DATA"):
+        return Path(chosen).expanduser()
+    if sys.platform == "win32":
+        base = os.environ.get("APPDATA") or "~/AppData/Roaming"
+    elif sys.platform == "darwin":
+        base = "~/Library/Application Support"
+    else:
+        base = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
+    return Path(base).expanduser() / "llava"
+
+
 @contextlib.contextmanager
 def os_errors(action: str) -> Iterator[None]:
     """Turn an OSError (no room, no rights, not a folder, ...) into a LlavaError that names the action."""

@@ -41,6 +41,10 @@ class Tokenizer(Protocol):
         """The text of ids. Bytes that are not whole characters become U+FFFD."""
         ...
 
+    def bytes_of(self, token: int) -> bytes:
+        """What one id adds to a text in UTF-8: perhaps part of a character. A special token gives its name."""
+        ...
+
 
 @dataclass(frozen=True)
 class FastTokenizer:
@@ -75,6 +79,35 @@ class FastTokenizer:
 
     def decode(self, ids: Sequence[int], keep_special: bool = False) -> str:
         return self.backend.decode(list(ids), skip_special_tokens=not keep_special)
+
+    def bytes_of(self, token: int) -> bytes:
+        name = self.backend.id_to_token(token)
+        if name is None:
+            return b""
+        added = self.backend.get_added_tokens_decoder()
+        if token not in added and isinstance(self.backend.decoder, decoders.ByteLevel):
+            return bytes(_BYTES[character] for character in name)
+        return name.encode() if token in added else _piece(name)
+
+
+def _bytes_by_name() -> dict[str, int]:
+    """How GPT-2's byte-level BPE names bytes: printable ones as themselves, the others by characters from 256 on.
+
+    Source: openai/gpt-2 src/encoder.py (`bytes_to_unicode`).
+    """
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("\u00a1"), ord("\u00ac") + 1), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+_BYTES = _bytes_by_name()
+
+
+def _piece(name: str) -> bytes:
+    """The text of a SentencePiece, of which bytes are named <0x0A>."""
+    if len(name) == 6 and name.startswith("<0x") and name.endswith(">"):
+        return bytes([int(name[3:-1], 16)])
+    return name.replace("\u2581", " ").encode()
 
 
 def bpe_tokenizer(
@@ -154,9 +187,7 @@ class SentencePieceTokenizer:
         """The bytes of each id's text, and the ids of special tokens, whose names stand in the place of a text."""
         pieces: list[bytes] = []
         for token in range(self._model.vocab_size()):
-            name = self._model.id_to_piece(token)
-            is_byte = self._model.is_byte(token)  # named <0x0A>
-            pieces.append(bytes([int(name[3:-1], 16)]) if is_byte else name.replace("\u2581", " ").encode())
+            pieces.append(_piece(self._model.id_to_piece(token)))
         for name, token in self._special.items():
             pieces += [b""] * (token + 1 - len(pieces))
             pieces[token] = name.encode()
@@ -173,6 +204,12 @@ class SentencePieceTokenizer:
                 text += self._model.decode(plain) + names[token]
                 plain = []
         return text + str(self._model.decode(plain))
+
+    def bytes_of(self, token: int) -> bytes:
+        names = {number: name for name, number in self._special.items()}
+        if token in names or token >= self._model.vocab_size():
+            return names.get(token, "").encode()
+        return _piece(self._model.id_to_piece(token))
 
 
 def _split_special(text: str, special: dict[str, int]) -> list[tuple[int, int, int | None]]:

@@ -16,6 +16,9 @@ from llava.fetch import fetch
 from llava.models.llava import LlavaModel
 from llava.processor import Processor
 from llava.registry import PARTS
+from scripts.random_checkpoints import resize_as_pillow_13
+
+resize_as_pillow_13()  # transformers, which pictures are compared with
 
 # SmolLM2's vocabulary lacks 21 of the 256 bytes, so control characters and planes without assigned characters cannot
 # round-trip: its tokenizer drops them.

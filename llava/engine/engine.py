@@ -12,6 +12,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from llava.decoding import build
+from llava.decoding.step import MOST_ROWS, Step, covers
 from llava.engine.grammar import Grammars
 from llava.engine.lookup import Lookup
 from llava.engine.prefixes import BLOCK
@@ -19,7 +21,8 @@ from llava.engine.request import Finish, Generation, Request, RequestImage, Scor
 from llava.engine.sampling import Sampling, choose
 from llava.engine.scheduler import Limits, Scheduler
 from llava.engine.text import TextStream
-from llava.errors import LlavaError
+from llava.engine.variants import Span, Variants
+from llava.errors import EngineError, LlavaError
 from llava.memory import available_memory
 from llava.models.cache import CacheBatch, KVCache
 from llava.models.llava import LlavaModel
@@ -38,6 +41,7 @@ class Engine:
 
     tokenizer: for the text of answers, in which stop strings are found, and for grammars.
     kv_bytes: memory for keys and values; by default a quarter of what is available, and at most 4 GiB.
+    variants: those of the model, of which each request names one.
     """
 
     def __init__(
@@ -46,8 +50,9 @@ class Engine:
         tokenizer: Tokenizer,
         kv_bytes: int | None = None,
         limits: Limits | None = None,
+        variants: Variants | None = None,
     ) -> None:
-        self._model, self._tokenizer = model, tokenizer
+        self._model, self._tokenizer, self._variants = model, tokenizer, variants
         self._grammars = Grammars(tokenizer, model.config.llm.vocab_size)
         config = model.config.llm
         if limits is None:
@@ -57,6 +62,8 @@ class Engine:
         self.scheduler = Scheduler(config, model.device, model.dtype, limits)
         self._images: OrderedDict[str, Tensor] = OrderedDict()
         on_cpu = model.device.type == "cpu"
+        self._covered = covers(model)
+        self._compiled: Step | None = None  # while it is being built, PyTorch runs all steps
         self._views = max(1, _PIXELS // model.config.image.size**2) if on_cpu else _VIEWS
 
     def submit(self, request: Request, sampling: Sampling) -> Generation:
@@ -99,7 +106,7 @@ class Engine:
             logits = self._run(plan)
         except Exception as error:  # noqa: BLE001  out of memory, say; what the caches hold now is not known
             for one, _ in plan:
-                self.scheduler.finish(one, "error", LlavaError(f"the model could not run: {error}"))
+                self.scheduler.finish(one, "error", EngineError(f"the model could not run: {error}"))
             return
         greedy, row = logits.argmax(-1).tolist(), 0
         for (one, tokens), start in zip(plan, starts, strict=True):
@@ -110,7 +117,7 @@ class Engine:
                 except LlavaError as error:
                     self.scheduler.finish(one, "error", error)
                 except Exception as error:  # noqa: BLE001  no request may end another
-                    self.scheduler.finish(one, "error", LlavaError(f"no token could be chosen: {error}"))
+                    self.scheduler.finish(one, "error", EngineError(f"no token could be chosen: {error}"))
                 row += rows
 
     def stream(self, request: Request, sampling: Sampling) -> Iterator[int]:
@@ -162,18 +169,30 @@ class Engine:
         images: list[Tensor] = []
         caches: list[KVCache] = []
         last: list[int] = []
+        spans: list[Span] = []
         for one, tokens in plan:
             start, end = one.filled, one.filled + tokens
+            spans.append((one.request.variant, len(ids), len(ids) + tokens))
             ids += one.tokens(start, end)
             images += [self._images[i.digest][max(0, start - i.start) : end - i.start] for i in _seen(one, start, end)]
             assert one.cache is not None
             caches.append(one.cache)
             if end >= one.length:
                 last += range(len(ids) - 1 - len(one.guess), len(ids))
+        counts, step = [tokens for _, tokens in plan], self._step()
         flat = torch.cat(images) if images else torch.empty(0, model.config.llm.hidden_size, device=device)
-        batch = CacheBatch(caches, [tokens for _, tokens in plan])
-        hidden = model(torch.tensor([ids], device=device), flat, batch)
-        return model.llm.logits(hidden[0, last]).float()
+        if step and len(ids) <= step.most_rows:
+            return step.run(ids, flat, caches, counts, last)
+        if self._variants is not None:
+            self._variants.run(spans)
+        hidden = model(torch.tensor([ids], device=device), flat, CacheBatch(caches, counts))[0, last]
+        return step.logits(hidden) if step and len(last) <= MOST_ROWS else model.llm.logits(hidden).float()
+
+    def _step(self) -> Step | None:
+        """The compiled decoding step, as soon as it is there."""
+        if self._covered and self._compiled is None and (run := build.step()):
+            self._compiled = Step(self._model, run)
+        return self._compiled
 
     def _guess(self) -> None:
         """Let an answer that runs alone have a guess: its step reads the weights once for several tokens."""
@@ -238,7 +257,7 @@ class Engine:
 
     def _encode(self, plan: Plan) -> Plan:
         """Encode the pictures of the planned tokens that are not known yet, together. Bad ones end their requests."""
-        needed: dict[str, tuple[RequestImage, Tensor]] = {}
+        needed: dict[str, tuple[RequestImage, Tensor, str]] = {}
         kept: Plan = []
         for one, tokens in plan:
             try:
@@ -247,7 +266,7 @@ class Engine:
                     if image.digest in self._images or image.digest in needed:
                         one.usage = replace(one.usage, reused_images=one.usage.reused_images + first)
                     else:
-                        needed[image.digest] = (image, image.views())
+                        needed[image.digest] = (image, image.views(), one.request.variant)
                         one.usage = replace(one.usage, encoded_images=one.usage.encoded_images + 1)
                     if image.digest in self._images:
                         self._images.move_to_end(image.digest)
@@ -258,12 +277,13 @@ class Engine:
             else:
                 kept.append((one, tokens))
         used = {i.digest for one, tokens in kept for i in _seen(one, one.filled, one.filled + tokens)}
-        group: list[tuple[RequestImage, Tensor]] = []
-        for pair in needed.values():
-            if group and sum(len(views) for _, views in group) + len(pair[1]) > self._views:
+        group: list[tuple[RequestImage, Tensor, str]] = []
+        for picture in needed.values():
+            full = sum(len(views) for _, views, _ in group) + len(picture[1]) > self._views
+            if group and (full or picture[2] != group[0][2]):
                 self._encode_group(group)
                 group = []
-            group.append(pair)
+            group.append(picture)
         if group:
             self._encode_group(group)
         held = sum(tokens.nbytes for tokens in self._images.values())
@@ -274,11 +294,16 @@ class Engine:
                 held -= self._images.pop(digest).nbytes
         return kept
 
-    def _encode_group(self, group: list[tuple[RequestImage, Tensor]]) -> None:
-        layouts = [image.layout for image, _ in group]
-        views = torch.cat([views for _, views in group]).to(self._model.device, self._model.dtype)
+    def _encode_group(self, group: list[tuple[RequestImage, Tensor, str]]) -> None:
+        """Encode pictures of one variant."""
+        if self._variants is not None:
+            self._variants.encode(group[0][2])
+        layouts = [image.layout for image, _, _ in group]
+        views = torch.cat([views for _, views, _ in group]).to(self._model.device, self._model.dtype)
         tokens = self._model.encode(views, layouts)
-        for (image, _), part in zip(group, torch.split(tokens, [layout.num_tokens for layout in layouts]), strict=True):
+        for (image, _, _), part in zip(
+            group, torch.split(tokens, [layout.num_tokens for layout in layouts]), strict=True
+        ):
             self._images[image.digest] = part.clone()
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from llava.errors import LlavaError
+from llava.errors import GrammarError, LlavaError
 from llava.tokenizer import FastTokenizer, SentencePieceTokenizer, Tokenizer
 
 _LONGEST = 200_000  # characters of a grammar
@@ -62,11 +62,11 @@ class Grammars:
         self._prepared: Any = None
 
     def start(self, grammar: Grammar, stop_ids: Iterable[int]) -> Constraint:
-        """The beginning of an answer. Raises LlavaError for a grammar that is wrong, not supported or too large."""
+        """The beginning of an answer. Raises GrammarError for a grammar that is wrong, not supported or too large."""
         from llguidance import LLMatcher
 
         if len(grammar.text) > _LONGEST:
-            raise LlavaError(f"the grammar has {len(grammar.text)} characters, at most {_LONGEST} are taken")
+            raise GrammarError(f"the grammar has {len(grammar.text)} characters, at most {_LONGEST} are taken")
         if grammar.kind == "regex":
             text = LLMatcher.grammar_from_regex(grammar.text)
         else:
@@ -74,13 +74,13 @@ class Grammars:
                 json.loads(grammar.text)
                 text = LLMatcher.grammar_from_json_schema(grammar.text, overrides=_WRITING)
             except ValueError as error:
-                raise LlavaError(f"not a JSON schema: {_first_line(str(error))}") from None
+                raise GrammarError(f"not a JSON schema: {_first_line(str(error))}") from None
         if self._prepared is None:
             self._prepared = _prepare(self._tokenizer, self._vocabulary)
         matcher = LLMatcher(self._prepared, text, log_level=0)
         if matcher.is_error():
             what = "JSON schema" if grammar.kind == "json" else "regular expression"
-            raise LlavaError(f"this {what} cannot be followed: {_first_line(matcher.get_error())}")
+            raise GrammarError(f"this {what} cannot be followed: {_first_line(matcher.get_error())}")
         return Constraint(matcher, self._vocabulary, stop_ids)
 
 

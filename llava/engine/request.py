@@ -1,7 +1,7 @@
 """What the engine is asked: ids and pictures' tensors, never conversations. And what becomes of it."""
 
 from collections.abc import Callable, Hashable
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -35,7 +35,8 @@ class RequestImage:
 class Request:
     """Ids with placeholders, a key for each (equal keys mean equal inputs), the pictures, and what ends the answer.
 
-    stop_ids: ids. stop: strings; the answer's text ends before the first that it holds.
+    stop_ids: ids. stop: strings; the answer's text ends before the first that it holds. variant: of the model, where
+    it has several (llava.engine.variants).
     """
 
     ids: list[int]
@@ -43,6 +44,13 @@ class Request:
     images: list[RequestImage]
     stop_ids: frozenset[int]
     stop: tuple[str, ...] = ()
+    variant: str = ""
+
+    def of(self, variant: str) -> "Request":
+        """The same to a variant of the model, which shares no keys, values and tokens of pictures with others."""
+        keys = [(variant, key) if place == 0 else key for place, key in enumerate(self.keys)]
+        images = [replace(image, digest=f"{variant}:{image.digest}") for image in self.images]
+        return replace(self, keys=keys, images=images, variant=variant)
 
 
 @dataclass(frozen=True)

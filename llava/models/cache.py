@@ -16,7 +16,10 @@ from llava.models.rope import rope_tables
 
 
 class KVCache:
-    """Keys and values of one sequence: a pair (Hkv, slots, Dh) for each layer, of which `length` slots are filled."""
+    """Keys and values of one sequence: a pair (Hkv, slots, Dh) for each layer, of which `length` slots are filled.
+
+    data: all of them, (layers, 2, Hkv, slots, Dh).
+    """
 
     def __init__(self, config: DecoderConfig, device: torch.device, dtype: torch.dtype, slots: int = 0) -> None:
         self.config, self.length = config, 0
@@ -24,25 +27,25 @@ class KVCache:
         self._set(torch.empty(shape, device=device, dtype=dtype))
 
     def _set(self, data: Tensor) -> None:
-        self._data = data
+        self.data = data
         self.layers: list[tuple[Tensor, Tensor]] = [(pair[0], pair[1]) for pair in data.unbind(0)]
 
     @property
     def slots(self) -> int:
         """Slots allocated."""
-        return self._data.shape[3]
+        return self.data.shape[3]
 
     def reserve(self, slots: int) -> None:
         """Make room for `slots` positions, keeping what is stored."""
         if slots > self.slots:
-            *front, _, width = self._data.shape
-            grown = self._data.new_empty((*front, slots, width))
-            grown[..., : self.length, :] = self._data[..., : self.length, :]
+            *front, _, width = self.data.shape
+            grown = self.data.new_empty((*front, slots, width))
+            grown[..., : self.length, :] = self.data[..., : self.length, :]
             self._set(grown)
 
     def copy_from(self, other: "KVCache", length: int) -> None:
         """Hold the first `length` slots of another sequence, and nothing else. There must be room for them."""
-        self._data[..., :length, :] = other._data[..., :length, :]
+        self.data[..., :length, :] = other.data[..., :length, :]
         self.length = length
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from llava.config import LlavaConfig, Precision, Storage
+from llava.decoding.build import readable
 from llava.models.decoder import Decoder
 from llava.models.llava import LlavaModel
 from llava.models.meta import on_meta
@@ -77,7 +78,8 @@ def _decoder(llm: Decoder, storage: Storage, half: Precision) -> Part:
     table = llm.embed_tokens.weight.numel()
     linears = [layer for layer in llm.layers.modules() if isinstance(layer, nn.Linear)]
     width = 4 if half == "float32" else 2
-    shared = llm.lm_head is None and storage.head == "float32"  # packed, a tied head is a copy
+    plain = storage.head == "float16" and storage.precision != "int4" and readable(llm.config)
+    shared = llm.lm_head is None and (storage.head == "float32" or plain)  # packed otherwise, a tied head is a copy
     head = 0 if shared else table * {"float32": 4, "float16": 2}.get(storage.head, 1)
     rest = count - sum(layer.weight.numel() for layer in linears) - table * (1 if llm.lm_head is None else 2)
     blocks = sum(_weight_bytes(layer, storage.precision) for layer in linears)

@@ -20,9 +20,11 @@ from llava.files import cache_dir, write_text
 from llava.quantization.linears import (
     Float16Linear,
     Float32Linear,
+    HalfLinear,
     Int4Linear,
     Int8Linear,
     Levels,
+    Plain8Linear,
     PlainLinear,
     WeightOnly8Linear,
     dequantized,
@@ -31,64 +33,74 @@ from llava.quantization.linears import (
 
 _SIDE = 1024  # of the matrix that kernels are measured with
 _DECODED, _READ = 64, 512  # tokens of an answer, one by one, and of the prompt before it, which are measured
+_WORTH = 1.5  # times longer that prompts may take in the layout that the compiled step decodes from
 _BLOCK = 64  # the kernel of int4 takes a multiple of so many outputs
 
 WholeKernel = Callable[[Tensor, Tensor | None], nn.Module]  # of weight (out, in) and bias
 LevelKernel = Callable[[Levels], nn.Module]
 
 
-def pack_levels(stored: Levels) -> nn.Module:
-    """A layer that computes with this weight, for float32 x (..., in) on the CPU; in more bits where no kernel fits."""
+def pack_levels(stored: Levels, plain: bool = False) -> nn.Module:
+    """A layer that computes with this weight, for float32 x (..., in) on the CPU; in more bits where no kernel fits.
+
+    plain: the compiled step is to read the weight too, and computes few rows. 4 bits are never plain, and 8 bits are
+    where PyTorch reads prompts nearly as fast so.
+    """
     if stored.middles is not None:
         fits = stored.shape[0] % _BLOCK == 0
         return Int4Linear(stored) if fits else pack_linear(dequantized(stored), stored.bias, "int8")
-    kernel = _LEVEL_KERNELS[_fastest("int8")]
+    kernel = _LEVEL_KERNELS[_fastest("int8", plain)]
     return kernel(stored)
 
 
-def pack_linear(weight: Tensor, bias: Tensor | None, precision: Precision) -> nn.Module:
-    """A layer that computes F.linear(x, weight, bias) for float32 x (..., in) on the CPU.
+def pack_linear(weight: Tensor, bias: Tensor | None, precision: Precision, plain: bool = False) -> nn.Module:
+    """A layer that computes F.linear(x, weight, bias) for float32 x (..., in) on the CPU. plain: as for `pack_levels`.
 
     Where this build of PyTorch or the weight's shape rules a precision out, the layer has the next higher one.
     """
     if precision in ("int8", "int4"):
-        return pack_levels(quantize(weight, bias, precision))
+        return pack_levels(quantize(weight, bias, precision), plain)
+    if plain:
+        return (HalfLinear if precision == "float16" else PlainLinear)(weight, bias)
     if precision == "float16" and _has_fbgemm():
         return Float16Linear(weight, bias)
     return _WHOLE_KERNELS[_fastest("float32")](weight, bias)
 
 
 _WHOLE_KERNELS: dict[str, WholeKernel] = {"onednn": Float32Linear, "plain": PlainLinear}
-_LEVEL_KERNELS: dict[str, LevelKernel] = {"fbgemm": Int8Linear, "int8pack": WeightOnly8Linear}
+_LEVEL_KERNELS: dict[str, LevelKernel] = {"fbgemm": Int8Linear, "int8pack": WeightOnly8Linear, "plain": Plain8Linear}
 
 
 def _has_fbgemm() -> bool:
     return "fbgemm" in torch.backends.quantized.supported_engines
 
 
-def _candidates(precision: Precision) -> dict[str, Callable[[], nn.Module]]:
+def _candidates(precision: Precision, plain: bool = False) -> dict[str, Callable[[], nn.Module]]:
     """What can compute a precision here: names, and layers to be measured."""
     weight = torch.randn(_SIDE, _SIDE, generator=torch.Generator().manual_seed(0))
     if precision == "int8":
         stored = quantize(weight, None, "int8")
-        names = [name for name in _LEVEL_KERNELS if name != "fbgemm" or _has_fbgemm()]
+        names = ["plain", "fbgemm"] if plain else ["fbgemm", "int8pack"]
+        names = [name for name in names if name != "fbgemm" or _has_fbgemm()]
         return {name: functools.partial(_LEVEL_KERNELS[name], stored) for name in names}
     names = [name for name in _WHOLE_KERNELS if name != "onednn" or torch._C._has_mkldnn]
     return {name: functools.partial(_WHOLE_KERNELS[name], weight, None) for name in names}
 
 
 @functools.cache
-def _fastest(precision: Precision) -> str:
-    """The name of the kernel, as remembered, or measured now."""
-    candidates = _candidates(precision)
-    path, machine = cache_dir() / "kernels.json", _machine()
+def _fastest(precision: Precision, plain: bool = False) -> str:
+    """The name of the kernel, as remembered, or measured now. plain: the compiled step decodes what can be plain."""
+    candidates = _candidates(precision, plain)
+    path, machine, entry = cache_dir() / "kernels.json", _machine(), f"{precision}, compiled" if plain else precision
     known = _remembered(path)
-    name = known.get(machine, {}).get(precision)
+    name = known.get(machine, {}).get(entry)
     if name not in candidates:
         with torch.inference_mode():
-            costs = {name: _seconds(layer()) for name, layer in candidates.items()}
+            costs = {name: _seconds(layer(), 0 if plain else _DECODED) for name, layer in candidates.items()}
+        if plain and "plain" in costs:
+            costs["plain"] /= _WORTH
         name = min(costs, key=costs.__getitem__)
-        known.setdefault(machine, {})[precision] = name
+        known.setdefault(machine, {})[entry] = name
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_text(path, json.dumps(known, indent=2) + "\n")
@@ -117,10 +129,10 @@ def _machine() -> str:
     return f"{processor}, {level}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
-def _seconds(layer: nn.Module) -> float:
-    """How long a prompt and an answer take, at best."""
+def _seconds(layer: nn.Module, decoded: int = _DECODED) -> float:
+    """How long a prompt and an answer of so many tokens take, at best."""
     one, many = torch.randn(1, _SIDE), torch.randn(_READ, _SIDE)
-    return _DECODED * _best(layer, one, 20) + _best(layer, many, 3)
+    return decoded * _best(layer, one, 20) + _best(layer, many, 3)
 
 
 def _best(layer: nn.Module, x: Tensor, rounds: int) -> float:

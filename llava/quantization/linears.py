@@ -63,6 +63,23 @@ class Float16Linear(nn.Module):
         return out
 
 
+class HalfLinear(nn.Module):
+    """Weights in half precision as they are, which the compiled step (`llava.decoding`) reads too; it is for few rows.
+
+    For many, the weight becomes float32 for the moment, a large one in parts.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.weight = weight.half().contiguous()
+        self.bias = None if bias is None else bias.float()
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = [F.linear(x, self.weight[rows].float()) for rows in _slices(self.weight)]
+        y = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+        return y if self.bias is None else y.add_(self.bias)
+
+
 class Levels(nn.Module):
     """A linear layer's weight rounded to few levels, as checkpoints store it. It is not run, but packed.
 
@@ -105,6 +122,22 @@ class Int8Linear(nn.Module):
         # divided by scales of their own, all rows have the scale 1: no row sees another's
         product = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
         y: Tensor = product(x / scales, 1.0, _LEVELS + 1, self.packed).mul_(scales)
+        return y if self.bias is None else y.add_(self.bias)
+
+
+class Plain8Linear(nn.Module):
+    """As `Int8Linear`, with the levels as they are: the compiled step (`llava.decoding`) reads them too."""
+
+    def __init__(self, stored: Levels) -> None:
+        super().__init__()
+        self.levels, self.scales = stored.levels.contiguous(), stored.scales.float().contiguous()
+        self.bias = None if stored.bias is None else stored.bias.float()
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.reshape(-1, x.shape[-1])
+        scales = flat.abs().amax(-1, keepdim=True).div_(_LEVELS).clamp_(min=_SMALLEST)
+        product = torch._int_mm((flat / scales).round_().char(), self.levels.t())
+        y: Tensor = product.float().mul_(self.scales).mul_(scales).view(*x.shape[:-1], -1)
         return y if self.bias is None else y.add_(self.bias)
 
 

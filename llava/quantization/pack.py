@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from llava.config import Precision, Storage
+from llava.decoding.build import readable
 from llava.models.cache import CacheBatch
 from llava.models.decoder import MLP, Attention, Block, Decoder
 from llava.models.llava import LlavaModel
@@ -35,10 +36,10 @@ WORKERS = 2  # parts that are packed at once, while others are read: packing its
 class PackedAttention(nn.Module):
     """`Attention` with q, k and v from one matrix."""
 
-    def __init__(self, attention: Attention, precision: Precision, adapters: Adapters) -> None:
+    def __init__(self, attention: Attention, precision: Precision, adapters: Adapters, plain: bool) -> None:
         super().__init__()
-        self.qkv = _joined((attention.q_proj, attention.k_proj, attention.v_proj), precision, adapters)
-        self.out = _joined((attention.o_proj,), precision, adapters)
+        self.qkv = _joined((attention.q_proj, attention.k_proj, attention.v_proj), precision, adapters, plain)
+        self.out = _joined((attention.o_proj,), precision, adapters, plain)
         self.inner = attention
         for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
             delattr(attention, name)
@@ -51,10 +52,10 @@ class PackedAttention(nn.Module):
 class PackedMLP(nn.Module):
     """`MLP` with gate and up from one matrix."""
 
-    def __init__(self, mlp: MLP, precision: Precision, adapters: Adapters) -> None:
+    def __init__(self, mlp: MLP, precision: Precision, adapters: Adapters, plain: bool) -> None:
         super().__init__()
-        self.gate_up = _joined((mlp.gate_proj, mlp.up_proj), precision, adapters)
-        self.down = _joined((mlp.down_proj,), precision, adapters)
+        self.gate_up = _joined((mlp.gate_proj, mlp.up_proj), precision, adapters, plain)
+        self.down = _joined((mlp.down_proj,), precision, adapters, plain)
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.gate_up(x).chunk(2, dim=-1)
@@ -101,7 +102,9 @@ class HalfEmbedding(nn.Module):
         return F.embedding(ids, self.weight).float()
 
 
-def _joined(layers: Sequence[nn.Linear | Levels], precision: Precision, adapters: Adapters) -> nn.Module:
+def _joined(
+    layers: Sequence[nn.Linear | Levels], precision: Precision, adapters: Adapters, plain: bool = False
+) -> nn.Module:
     """One packed layer that gives what `layers` give, one after the other. They lose their weights."""
     sizes = [_shape(layer)[0] for layer in layers]
     if precision in ("int8", "int4"):
@@ -112,16 +115,16 @@ def _joined(layers: Sequence[nn.Linear | Levels], precision: Precision, adapters
             else:
                 levels.append(quantize(layer.weight, layer.bias, precision))
                 del layer.weight
-        packed = pack_levels(joined(levels))
+        packed = pack_levels(joined(levels), plain)
     else:
-        plain = [layer for layer in layers if isinstance(layer, nn.Linear)]
-        biases: list[Tensor] = [layer.bias for layer in plain if layer.bias is not None]
-        weights: list[Tensor] = [layer.weight for layer in plain]
-        for layer in plain:
+        whole = [layer for layer in layers if isinstance(layer, nn.Linear)]
+        biases: list[Tensor] = [layer.bias for layer in whole if layer.bias is not None]
+        weights: list[Tensor] = [layer.weight for layer in whole]
+        for layer in whole:
             del layer.weight
         weight = torch.cat(weights) if len(weights) > 1 else weights[0]
         weights.clear()
-        packed = pack_linear(weight, torch.cat(biases) if biases else None, precision)
+        packed = pack_linear(weight, torch.cat(biases) if biases else None, precision, plain)
     if not any(layer in adapters for layer in layers):
         return packed
     pairs = [
@@ -151,6 +154,8 @@ class Packer:
         self._inference = torch.is_inference_mode_enabled()  # a mode of the thread, for those that pack too
         self._workers = ThreadPoolExecutor(WORKERS)
         self._jobs: deque[Future[None]] = deque()
+        # One matrix in 4 bits keeps the compiled step from the model: then the others gain nothing from plain layouts.
+        self._plain = device.type == "cpu" and storage.precision != "int4" and readable(model.config.llm)
 
     @property
     def keeps_adapters(self) -> bool:
@@ -203,8 +208,8 @@ class Packer:
             setattr(self._model.get_submodule(path), leaf, place(module, self._on_gpu(module), self._device))
         elif isinstance(module, Block):
             precision = self.storage.precision
-            module.self_attn = PackedAttention(module.self_attn, precision, self._adapters)  # type: ignore[assignment]
-            module.mlp = PackedMLP(module.mlp, precision, self._adapters)  # type: ignore[assignment]
+            module.self_attn = PackedAttention(module.self_attn, precision, self._adapters, self._plain)  # type: ignore[assignment]
+            module.mlp = PackedMLP(module.mlp, precision, self._adapters, self._plain)  # type: ignore[assignment]
             _give_back()
         elif isinstance(module, VitBlock):
             precision = self._beside(module.mlp.fc1)
@@ -215,7 +220,7 @@ class Packer:
             self._pack_embedding(self._model.llm)
             _give_back()
         elif part == "llm.lm_head":
-            self._model.llm.lm_head = _joined((module,), self.storage.head, {})  # type: ignore[arg-type, assignment]
+            self._model.llm.lm_head = _joined((module,), self.storage.head, {}, self._plain)  # type: ignore[arg-type, assignment]
         elif isinstance(module, nn.Linear | Levels):
             setattr(self._model.get_submodule(path), leaf, _joined((module,), self._beside(module), {}))
 
@@ -239,10 +244,11 @@ class Packer:
         if self.storage.precision != "float32":
             llm.embed_tokens = HalfEmbedding(weight)  # type: ignore[assignment]
             if llm.lm_head is None:
-                llm.lm_head = pack_linear(weight, None, self.storage.head)  # type: ignore[assignment]
+                shared = llm.embed_tokens.weight if self._plain and self.storage.head == "float16" else weight
+                llm.lm_head = pack_linear(shared, None, self.storage.head, self._plain)  # type: ignore[assignment]
             return
         weight.data = weight.data.float()
-        if llm.lm_head is None:
+        if llm.lm_head is None and not self._plain:
             # Both the table and the head. Column by column, a CPU reads it twice as fast for one token; values stay.
             weight.data = weight.data.t().contiguous().t()
 

@@ -14,6 +14,8 @@ from llava.chat.messages import Image, Message
 from llava.checkpoints.gguf import GgufLlm
 from llava.checkpoints.native import Loaded
 from llava.config import Precision, Storage
+from llava.decoding import build
+from llava.decoding.step import covers
 from llava.engine.engine import Engine
 from llava.engine.prefixes import common_length
 from llava.engine.request import Generation, Request
@@ -77,6 +79,9 @@ def reference(request: pytest.FixtureRequest, smollm2: GgufLlm) -> Reference:
     loaded = tiny_model(smollm2, width=64)  # a width that 4 bits can have
     precision: Precision = request.param
     pack_model(loaded.model, Storage(precision))
+    build.wait()
+    # the mixtures are of compiled steps and PyTorch's, but for 4 bits, which are PyTorch's alone
+    assert covers(loaded.model) == (build.possible() and precision != "int4")
     return Reference(loaded)
 
 

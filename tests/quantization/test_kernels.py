@@ -15,7 +15,7 @@ def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[s
     """What was measured, in an empty cache folder; the second candidate of each precision is the fastest."""
     names: list[str] = []
 
-    def seconds(layer: nn.Module) -> float:
+    def seconds(layer: nn.Module, decoded: int = 64) -> float:
         names.append(type(layer).__name__)
         return -len(names)
 
@@ -31,8 +31,9 @@ def test_a_choice_is_measured_once_and_remembered(measured: list[str], tmp_path:
     kernels._fastest.cache_clear()  # as another process
     assert kernels._fastest("float32") == "plain" and len(measured) == 2
     assert kernels._fastest("int8") == "int8pack" and len(measured) == 4
+    assert kernels._fastest("int8", plain=True) == "fbgemm" and measured[4:] == ["Plain8Linear", "Int8Linear"]
     found = json.loads((tmp_path / "kernels.json").read_text())
-    assert list(found.values()) == [{"float32": "plain", "int8": "int8pack"}]
+    assert list(found.values()) == [{"float32": "plain", "int8": "int8pack", "int8, compiled": "fbgemm"}]
 
 
 @pytest.mark.parametrize("text", ["not json", "[]", '{"a": 3}', '{"MACHINE": {"float32": "gone"}}'])

@@ -9,7 +9,15 @@ from torch.nn import functional as F
 
 from llava.config import Precision
 from llava.quantization.kernels import pack_linear
-from llava.quantization.linears import PlainLinear, WeightOnly8Linear, dequantized, group_of, quantize
+from llava.quantization.linears import (
+    HalfLinear,
+    Plain8Linear,
+    PlainLinear,
+    WeightOnly8Linear,
+    dequantized,
+    group_of,
+    quantize,
+)
 
 PRECISIONS: tuple[Precision, ...] = ("float32", "float16", "int8", "int4")
 
@@ -52,7 +60,8 @@ def test_a_layer_computes_its_formula(precision: Precision, rows: int, outputs: 
     expected = F.linear(effective_input(x, precision), effective_weight(weight, precision), bias)
     # int4's kernel gives bfloat16: 8 bits of a value
     tolerance = {"atol": 1e-4, "rtol": 0.0} if precision != "int4" else {"atol": 0.02, "rtol": 2**-7}
-    assert torch.allclose(pack_linear(weight, bias, precision)(x), expected, **tolerance)
+    for plain in (False, True):
+        assert torch.allclose(pack_linear(weight, bias, precision, plain)(x), expected, **tolerance)
 
 
 @pytest.mark.parametrize("precision", ["int8", "int4"])
@@ -90,6 +99,16 @@ def test_rows_of_zeros_stay_zeros() -> None:
 def test_a_shape_that_int4_cannot_have_gets_eight_bits() -> None:
     weight, x = torch.randn(10, 20), torch.randn(3, 20)
     assert torch.equal(pack_linear(weight, None, "int4")(x), pack_linear(weight, None, "int8")(x))
+
+
+@torch.inference_mode()
+def test_layers_whose_weights_stay_as_they_are_compute_the_same() -> None:
+    """Whatever this machine would choose for 8 bits; and a weight that becomes float32 in parts."""
+    weight, bias, x = torch.randn(64, 96), torch.randn(64), torch.randn(2, 5, 96)
+    expected = F.linear(effective_input(x, "int8"), effective_weight(weight, "int8"), bias)
+    assert torch.allclose(Plain8Linear(quantize(weight, bias, "int8"))(x), expected, atol=1e-4)
+    wide, x = torch.randn(3, 2**21), torch.randn(2, 2**21) / 1000
+    assert torch.allclose(HalfLinear(wide, bias[:3])(x), F.linear(x, wide.half().float(), bias[:3]), atol=1e-3)
 
 
 @torch.inference_mode()

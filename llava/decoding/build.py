@@ -1,0 +1,172 @@
+"""The compiled step: built once for a kind of processor, kept as machine code in the cache folder, loaded in a moment.
+
+numba compiles `llava.decoding.kernels` in a process of its own, beside the one that answers meanwhile without it. What
+it gives is loaded by LLVM alone: importing numba would take longer than loading a small model.
+
+    python -m llava.decoding.build FILE
+"""
+
+import ctypes
+import functools
+import hashlib
+import importlib.metadata
+import importlib.util
+import platform
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from llava.config import DecoderConfig
+from llava.errors import LlavaError
+from llava.files import atomic_path, cache_dir
+
+NAME = "llava_step"
+_RUNTIME = ("GOMP_barrier", "omp_get_thread_num", "omp_get_num_threads")  # of the threads that PyTorch has
+VNNI = "avx512vnni"
+_NEEDED = ("avx2", "fma", "f16c")  # of the processor: the code is in its vectors
+_UNIT = 16  # inputs that are read together
+_SOURCES = ("kernels.py", "layout.py", "build.py")
+
+Run = Callable[[int, int], None]  # a step, by the address of its table, on so many threads at most
+
+
+@functools.cache
+def possible() -> bool:
+    """Whether this machine can have the compiled step: x86-64, Linux, PyTorch on GNU's OpenMP, numba installed."""
+    if sys.platform != "linux" or platform.machine() != "x86_64" or importlib.util.find_spec("numba") is None:
+        return False
+    library = _torch_library()
+    return all(map(has, _NEEDED)) and all(hasattr(library, name) for name in ("GOMP_parallel", *_RUNTIME))
+
+
+@functools.cache
+def has(feature: str) -> bool:
+    """Whether this processor has what LLVM calls so."""
+    import llvmlite.binding as llvm
+
+    return bool(llvm.get_host_cpu_features().get(feature, False))
+
+
+def readable(config: DecoderConfig) -> bool:
+    """Whether the compiled step can run decoders of this shape here; their weights are then kept as they are."""
+    scaling, heads = config.rope_scaling, config.num_heads * config.head_dim
+    by_length = scaling is not None and scaling.type == "dynamic"  # then earlier keys would have to turn again
+    sizes = (config.hidden_size, config.intermediate_size, heads, config.head_dim)
+    return possible() and not by_length and all(size % _UNIT == 0 for size in sizes)
+
+
+def step() -> Run | None:
+    """The function, or None while it is being built; the first call sees to that. Only where it is `possible`."""
+    path = _path()
+    if not path.exists():
+        _building(path).poll()
+        return None
+    return _load(path)
+
+
+def wait() -> None:
+    """Return when the function is there, or cannot be."""
+    if possible() and step() is None:
+        _building(_path()).wait()
+
+
+def build(path: Path) -> None:
+    """Compile the function, for this processor, into a file. Raises LlavaError when it cannot be written."""
+    import llvmlite.binding as llvm
+
+    from llava.decoding import kernels
+
+    text = kernels.step.inspect_llvm()
+    inner = kernels.step.native_name.removeprefix("cfunc.")
+    text += f"""
+define void @{NAME}(ptr %table) {{
+  %result = alloca ptr
+  %error = alloca ptr
+  %status = call i32 @{inner}(ptr %result, ptr %error, ptr %table)
+  ret void
+}}
+"""
+    module = llvm.parse_assembly(text)
+    for function in module.functions:
+        if not function.is_declaration and function.name != NAME:
+            function.linkage = "internal"  # and so goes where it is not used: what numba adds to raise exceptions
+    machine = _machine()
+    passes = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(speed_level=3))
+    passes.getModulePassManager().run(module, passes)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(machine.emit_object(module))
+
+
+def _machine() -> "llvmlite.binding.TargetMachine":  # type: ignore[name-defined]  # noqa: F821
+    import llvmlite.binding as llvm
+
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    target = llvm.Target.from_default_triple()
+    features = llvm.get_host_cpu_features().flatten()
+    return target.create_target_machine(
+        cpu=llvm.get_host_cpu_name(), features=features, opt=3, reloc="pic", codemodel="jitdefault"
+    )
+
+
+@functools.cache
+def _load(path: Path) -> Run:
+    import llvmlite.binding as llvm
+
+    library = _torch_library()
+    for name in _RUNTIME:
+        llvm.add_symbol(name, _address(library, name))
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _machine())
+    engine.add_object_file(llvm.ObjectFileRef.from_data(path.read_bytes()))
+    engine.finalize_object()
+    address = engine.get_function_address(NAME)
+    parallel = library.GOMP_parallel
+    parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+    parallel.restype = None
+
+    def run(table: int, threads: int, engine: object = engine) -> None:  # the engine has the code
+        parallel(address, table, threads, 0)
+
+    return run
+
+
+@functools.cache
+def _torch_library() -> ctypes.CDLL:
+    return ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+
+
+def _address(library: ctypes.CDLL, name: str) -> int:
+    address = ctypes.cast(getattr(library, name), ctypes.c_void_p).value
+    assert address is not None
+    return address
+
+
+@functools.cache
+def _path() -> Path:
+    """The file that has the function for this processor and these sources."""
+    import llvmlite.binding as llvm
+
+    key = hashlib.sha256()
+    for name in _SOURCES:
+        key.update(Path(__file__).with_name(name).read_bytes())
+    key.update(llvm.get_host_cpu_name().encode() + llvm.get_host_cpu_features().flatten().encode())
+    key.update(" ".join(importlib.metadata.version(name) for name in ("numba", "llvmlite")).encode())
+    return cache_dir() / "compiled" / f"step-{key.hexdigest()[:16]}.o"
+
+
+@functools.cache
+def _building(path: Path) -> "subprocess.Popen[bytes]":
+    """The process that builds."""
+    nothing = subprocess.DEVNULL
+    command = [sys.executable, "-m", "llava.decoding.build", str(path)]
+    return subprocess.Popen(command, stdin=nothing, stdout=nothing, stderr=nothing)
+
+
+if __name__ == "__main__":
+    try:
+        build(Path(sys.argv[1]))
+    except LlavaError as error:
+        raise SystemExit(str(error)) from None
