@@ -11,6 +11,7 @@ from llava.checkpoints.native import Loaded
 from llava.engine.engine import Engine
 from llava.engine.request import Request, RequestImage, Scored, Usage
 from llava.engine.sampling import Sampling, several
+from llava.errors import LlavaError
 from llava.models.llava import LlavaModel
 from llava.processor import ImageSpan, Processor
 
@@ -29,7 +30,9 @@ class Answer:
 class Assistant:
     """A loaded model. Successive calls that continue a conversation compute only what is new in it."""
 
-    def __init__(self, loaded: Loaded) -> None:
+    def __init__(self, loaded: Loaded, variant: str = "") -> None:
+        """variant: of the model, where it has several: then requests are for an engine that has them all."""
+        self._variant = variant
         self.model: LlavaModel = loaded.model
         self.processor: Processor = loaded.processor
         self._engine = Engine(loaded.model, loaded.processor.tokenizer)
@@ -105,7 +108,22 @@ class Assistant:
         """A conversation as the engine takes it."""
         prompt = self.processor.prompt(messages)
         images, stops = [self._image(span) for span in prompt.spans], (*self._stops, *stop)
-        return Request(prompt.ids, prompt.keys(), images, self._stop_ids, stops)
+        return self._own(Request(prompt.ids, prompt.keys(), images, self._stop_ids, stops))
+
+    def continuation(self, text: str | Sequence[int], stop: Sequence[str] = ()) -> Request:
+        """A text, or its ids, that goes on as it would in a book: no template. Raises LlavaError for a wrong id."""
+        tokenizer, size = self.processor.tokenizer, self.model.config.llm.vocab_size
+        ids = tokenizer.encode(text)[0] if isinstance(text, str) else list(text)
+        if isinstance(text, str) and tokenizer.bos_id is not None and ids[:1] != [tokenizer.bos_id]:
+            ids = [tokenizer.bos_id, *ids]
+        if not ids:
+            raise LlavaError("the prompt is empty")
+        if not all(0 <= token < size for token in ids):
+            raise LlavaError(f"the prompt holds an id that the vocabulary of {size} has not")
+        return self._own(Request(ids, list(ids), [], frozenset([tokenizer.eos_id]), tuple(stop)))
+
+    def _own(self, request: Request) -> Request:
+        return request.of(self._variant) if self._variant else request
 
     def _image(self, span: ImageSpan) -> RequestImage:
         def views() -> Tensor:

@@ -38,10 +38,12 @@ from scripts.random_checkpoints import (
     KINDS,
     VOCABULARY,
     Peer,
+    resize_as_pillow_13,
     write_checkpoint,
     write_generation,
 )
 
+resize_as_pillow_13()
 WORDS = ["what", "is", "this", "?", "a", "red", "dog", ",", "two", "cats", "and", "the", "table", "!", "describe"]
 ROWS = [*((k, f) for k in KINDS for f in FAMILIES), *((g, f) for g in GENERATIONS for f in ARCHITECTURES)]
 SENTENCEPIECE = sentencepiece.SentencePieceProcessor(str(VOCABULARY))

@@ -13,6 +13,8 @@ from typing import Any
 
 import mistral_common
 import numpy as np
+import PIL
+import PIL.Image
 import torch
 import transformers
 from safetensors.torch import save_file
@@ -33,6 +35,27 @@ CHAT = (
     "{% elif part['type'] == 'video' %}{{ '<video>\\n' }}{% else %}{{ part['text'] + ' ' }}{% endif %}{% endfor %}"
     "{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
+
+
+def resize_as_pillow_13() -> None:
+    """Have everything in this process resize as Pillow 13 does, which `llava` does under any Pillow.
+
+    Peers resize by the Pillow that is installed: an earlier one rounds some numbers of a tall picture otherwise.
+    """
+    if int(PIL.__version__.split(".")[0]) >= 13 or hasattr(PIL.Image.Image, "as_installed"):
+        return
+    installed = PIL.Image.Image.resize
+
+    def resize(
+        picture: PIL.Image.Image, size: tuple[int, int], resample: Any = None, box: Any = None, reducing_gap: Any = None
+    ) -> PIL.Image.Image:
+        fewer_columns, fewer_rows = picture.width - size[0], picture.height - size[1]
+        if box is None and fewer_rows > max(0, 2 * fewer_columns):
+            picture = installed(picture, (picture.width, size[1]), resample)
+        return installed(picture, size, resample, box, reducing_gap)
+
+    PIL.Image.Image.as_installed = installed  # type: ignore[attr-defined]
+    PIL.Image.Image.resize = resize  # type: ignore[method-assign, assignment]
 
 
 @dataclass

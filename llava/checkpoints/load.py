@@ -67,7 +67,12 @@ def _load_native(folder: Path, progress: Progress, target: Target | None) -> Loa
     return _loaded(model, folder, prefer_sentencepiece=not (folder / "tokenizer.json").exists())
 
 
-def _load_original(folder: Path, template: str | None, target: Target | None) -> Loaded:
+def load_original_base(folder: Path, target: Target | None) -> LlavaModel:
+    """The base of a LoRA folder of the original layout, with the folder's projector but without its LoRA."""
+    return _load_original(folder, "plain", target, with_adapter=False).model
+
+
+def _load_original(folder: Path, template: str | None, target: Target | None, with_adapter: bool = True) -> Loaded:
     config = original.read_config(folder, template)
     trained = next((folder / n for n in (original.LORA, original.PROJECTOR) if (folder / n).exists()), None)
     if trained is None:
@@ -84,7 +89,7 @@ def _load_original(folder: Path, template: str | None, target: Target | None) ->
         pair for pair in stream_tensors(weight_files(base)) if rename(pair[0]) not in trained_names
     )
     tensors = itertools.chain(tensors, stream_tensors([trained]))
-    adapter = folder if trained.name == original.LORA else None
+    adapter = folder if trained.name == original.LORA and with_adapter else None
     model = _stream(config, folder, tensors, rename, target, tower_may_be_outside=True, adapter=adapter)
     return _loaded(model, _tokenizer_folder(folder), prefer_sentencepiece=True)
 

@@ -1,10 +1,10 @@
-"""The command line: `llava chat | train | eval | inspect | models | convert | merge`. Heavy imports happen inside."""
+"""The command line: `llava chat`, `llava serve` and so on, one file each. Heavy imports happen inside."""
 
 import sys
 
 import typer
 
-from llava.cli import chat, convert, evaluate, inspect, models, train
+from llava.cli import chat, convert, evaluate, inspect, keys, models, serve, train, web
 from llava.errors import LlavaError
 
 app = typer.Typer(
@@ -19,6 +19,9 @@ app.command("chat", help=chat.HELP)(chat.run)
 app.command("train", help=train.HELP)(train.run)
 app.command("eval", help=evaluate.HELP)(evaluate.run)
 app.command("inspect", help=inspect.HELP)(inspect.run)
+app.command("serve", help=serve.HELP)(serve.run)
+app.command("web", help=web.HELP)(web.run)
+app.add_typer(keys.app, name="keys")
 app.command("models", help=models.HELP)(models.run)
 app.command("convert", help=convert.CONVERT_HELP)(convert.convert)
 app.command("merge", help=convert.MERGE_HELP)(convert.merge)

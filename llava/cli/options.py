@@ -26,6 +26,7 @@ Load4bitOption = Annotated[bool, typer.Option("--load-4bit", help="Store the LLM
 Beside8bitOption = Annotated[
     bool, typer.Option("--beside-8bit", help="Store vision tower, projector and the LLM's head in 8 bits too.")
 ]
+KeysOption = Annotated[Path | None, typer.Option("--keys", help="The file of keys; by default the user's own.")]
 
 
 def precision_of(dtype: str | None, load_8bit: bool, load_4bit: bool) -> "Precision | None":

@@ -1,26 +1,56 @@
-"""The engine for asyncio: it steps in a thread of its own; requests and tokens cross over in queues."""
+"""The engine for asyncio: it steps in a thread of its own; requests and what becomes of them cross over in queues."""
 
 import asyncio
 import queue
 import threading
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass, field
 
 from llava.engine.engine import Engine
-from llava.engine.request import Generation, Request
+from llava.engine.request import Finish, Generation, Request, Scored, Usage
 from llava.engine.sampling import Sampling
-from llava.errors import LlavaError
+from llava.engine.scheduler import Scheduler
+from llava.errors import EngineError, LlavaError
+
+
+@dataclass(frozen=True)
+class Delta:
+    """What is new of an answer: text that can be shown, its ids and their scores; how it ended, in the last one."""
+
+    text: str
+    ids: list[int]
+    scored: list[Scored]
+    usage: Usage
+    finish: Finish | None
+
+
+@dataclass(frozen=True)
+class Load:
+    """How busy an engine is: its requests, and the blocks of keys and values: of running ones, kept, in all."""
+
+    waiting: int
+    running: int
+    blocks: int
+    kept_blocks: int
+    all_blocks: int
+
+
+def _load(scheduler: Scheduler) -> Load:
+    total = scheduler.limits.blocks
+    blocks = sum(one.blocks for one in scheduler.running)
+    return Load(len(scheduler.waiting), len(scheduler.running), blocks, total - scheduler.prefixes.free - blocks, total)
 
 
 @dataclass(eq=False)
 class _Reader:
-    """Who waits for the tokens of one request. Its queue gets lists of tokens, then None."""
+    """Who waits for answers. Its queue gets deltas with the index of their answer, then None."""
 
     loop: asyncio.AbstractEventLoop
-    tokens: "asyncio.Queue[list[int] | None]"
-    generation: Generation | None = None
+    deltas: "asyncio.Queue[tuple[int, Delta] | None]"
+    generations: list[Generation] = field(default_factory=list)
+    sent: list[tuple[int, int]] = field(default_factory=list)  # ids and characters of each
+    ended: set[int] = field(default_factory=set)
     error: LlavaError | None = None
-    sent: int = 0
 
 
 class BackgroundEngine:
@@ -30,18 +60,28 @@ class BackgroundEngine:
         self._engine = engine
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._readers: list[_Reader] = []
+        self._outbox: dict[asyncio.AbstractEventLoop, list[tuple[_Reader, tuple[int, Delta] | None]]] = {}
         self._closed = False
+        self._load = _load(engine.scheduler)
         self._thread = threading.Thread(target=self._run, name="llava-engine", daemon=True)
         self._thread.start()
 
-    async def stream(self, request: Request, sampling: Sampling) -> AsyncIterator[int]:
-        """As `Engine.stream`. Leaving the iteration, also by cancelling the task, ends the request."""
+    @property
+    def load(self) -> Load:
+        """How busy it was after its last step."""
+        return self._load
+
+    async def stream(self, requests: Sequence[tuple[Request, Sampling]]) -> AsyncGenerator[tuple[int, Delta], None]:
+        """The answers to several requests as they come, each with the index of its request.
+
+        Leaving the iteration, also by cancelling the task, ends the requests. Raises LlavaError when one of them
+        cannot run, EngineError where the engine is at fault.
+        """
         reader = _Reader(asyncio.get_running_loop(), asyncio.Queue())
-        self._inbox.put(lambda: self._submit(reader, request, sampling))
+        self._inbox.put(lambda: self._submit(reader, requests))
         try:
-            while (tokens := await reader.tokens.get()) is not None:
-                for token in tokens:
-                    yield token
+            while (item := await reader.deltas.get()) is not None:
+                yield item
             if reader.error is not None:
                 raise reader.error
         finally:
@@ -61,42 +101,59 @@ class BackgroundEngine:
             self._engine.step()
             for reader in list(self._readers):
                 self._deliver(reader)
+            self._load = _load(self._engine.scheduler)  # before anyone hears of the step
+            self._send()
 
-    def _submit(self, reader: _Reader, request: Request, sampling: Sampling) -> None:
+    def _submit(self, reader: _Reader, requests: Sequence[tuple[Request, Sampling]]) -> None:
         self._readers.append(reader)
         try:
-            reader.generation = self._engine.submit(request, sampling)
+            for request, sampling in requests:
+                reader.generations.append(self._engine.submit(request, sampling))
+                reader.sent.append((0, 0))
         except LlavaError as error:
             reader.error = error
         except Exception as error:  # noqa: BLE001  the thread serves others too
-            reader.error = LlavaError(f"the request could not be taken: {error}")
+            reader.error = EngineError(f"the request could not be taken: {error}")
         self._deliver(reader)
 
     def _deliver(self, reader: _Reader) -> None:
-        """Send a reader what is new, and the end."""
-        generation = reader.generation
-        if generation is not None and len(generation.output) > reader.sent:
-            self._send(reader, generation.output[reader.sent :])
-            reader.sent = len(generation.output)
-        if generation is None or generation.finished is not None:
-            reader.error = reader.error or (generation.error if generation else None)
-            self._readers.remove(reader)
-            self._send(reader, None)
+        """Put what is new for a reader into the outbox, and the end: when all have ended, or one has failed."""
+        out = self._outbox.setdefault(reader.loop, [])
+        for index, one in enumerate(reader.generations):
+            if index in reader.ended:
+                continue
+            ids, characters = reader.sent[index]
+            reader.error = reader.error or one.error
+            if one.finished is not None:
+                reader.ended.add(index)
+            if len(one.output) > ids or (one.finished is not None and one.error is None):
+                delta = Delta(one.text[characters:], one.output[ids:], one.scored[ids:], one.usage, one.finished)
+                out.append((reader, (index, delta)))
+                reader.sent[index] = (len(one.output), len(one.text))
+        if reader.error is not None or len(reader.ended) == len(reader.generations):
+            self._leave(reader)
+            out.append((reader, None))
 
-    def _send(self, reader: _Reader, tokens: list[int] | None) -> None:
-        if not reader.loop.is_closed():
-            reader.loop.call_soon_threadsafe(reader.tokens.put_nowait, tokens)
+    def _send(self) -> None:
+        """Hand the outbox over: one call for each event loop, which costs more than what it carries."""
+        outbox, self._outbox = self._outbox, {}
+        for loop, items in outbox.items():
+            if items and not loop.is_closed():
+                loop.call_soon_threadsafe(_put, items)
 
     def _leave(self, reader: _Reader) -> None:
         if reader in self._readers:
             self._readers.remove(reader)
-        if reader.generation is not None:
-            self._engine.cancel(reader.generation)
+        for one in reader.generations:
+            self._engine.cancel(one)
 
     def _stop(self) -> None:
         self._closed = True
         for reader in list(self._readers):
-            reader.error = LlavaError("the engine was closed")
-            if reader.generation is not None:
-                self._engine.cancel(reader.generation)
+            reader.error = EngineError("the engine was closed")
             self._deliver(reader)
+
+
+def _put(items: list[tuple[_Reader, tuple[int, Delta] | None]]) -> None:
+    for reader, item in items:
+        reader.deltas.put_nowait(item)

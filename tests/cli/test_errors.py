@@ -103,7 +103,7 @@ def test_a_sampling_option_out_of_range_is_told(option: str, value: str, expecte
 
 
 def test_an_unknown_benchmark_lists_the_known_ones() -> None:
-    assert mistake("eval", "mmlu") == "unknown benchmark 'mmlu'; choose one of: easy-vqa"
+    assert mistake("eval", "mmlu") == "unknown benchmark 'mmlu'; choose one of: easy-vqa, smol-suite"
 
 
 def test_an_unusable_cache_folder_is_told() -> None:

@@ -8,7 +8,7 @@ import pytest
 from llava.assistant import Assistant
 from llava.chat.messages import Message
 from llava.checkpoints.native import Loaded
-from llava.engine.background import BackgroundEngine
+from llava.engine.background import BackgroundEngine, Delta
 from llava.engine.engine import Engine
 from llava.engine.request import Request
 from llava.engine.sampling import Sampling
@@ -24,7 +24,7 @@ def shell(tiny: Loaded) -> Iterator[tuple[BackgroundEngine, Engine, Assistant]]:
 
 
 async def collect(background: BackgroundEngine, request: Request, count: int) -> list[int]:
-    return [token async for token in background.stream(request, Sampling(count))]
+    return [token async for _, delta in background.stream([(request, Sampling(count))]) for token in delta.ids]
 
 
 def test_readers_at_once_get_their_own_answers(shell: tuple[BackgroundEngine, Engine, Assistant]) -> None:
@@ -39,12 +39,34 @@ def test_readers_at_once_get_their_own_answers(shell: tuple[BackgroundEngine, En
     assert asyncio.run(ask()) == expected  # from another event loop
 
 
+def test_several_answers_to_one_reader(shell: tuple[BackgroundEngine, Engine, Assistant]) -> None:
+    background, _, assistant = shell
+    pairs = [(assistant.request([Message.user(f"Say {n}")]), Sampling(4 + n, logprobs=0)) for n in range(3)]
+
+    async def ask() -> list[list[Delta]]:
+        found: list[list[Delta]] = [[], [], []]
+        async for index, delta in background.stream(pairs):
+            found[index].append(delta)
+        return found
+
+    for deltas, (request, sampling) in zip(asyncio.run(ask()), pairs, strict=True):
+        (alone,) = assistant._engine.generate([(request, sampling)])
+        assert [token for delta in deltas for token in delta.ids] == alone.output
+        scores = [score.logprob for delta in deltas for score in delta.scored]
+        assert scores == pytest.approx([score.logprob for score in alone.scored], abs=1e-4)  # sums in another order
+        assert "".join(delta.text for delta in deltas) == alone.text
+        assert [delta.finish for delta in deltas[:-1]] == [None] * (len(deltas) - 1)
+        assert deltas[-1].finish == alone.finished == "length"
+    load = background.load
+    assert (load.waiting, load.running, load.blocks) == (0, 0, 0) and 0 < load.kept_blocks < load.all_blocks
+
+
 def test_a_reader_that_leaves_ends_its_request(shell: tuple[BackgroundEngine, Engine, Assistant]) -> None:
     background, engine, assistant = shell
     request = assistant.request([Message.user("Say something long")])
 
     async def leave() -> None:
-        stream = background.stream(request, Sampling(400))
+        stream = background.stream([(request, Sampling(400))])
         async for _ in stream:
             break
         await stream.aclose()  # type: ignore[attr-defined]
@@ -67,7 +89,7 @@ def test_closing_tells_those_who_wait(tiny: Loaded) -> None:
     request = Assistant(tiny).request([Message.user("Say something long")])
 
     async def wait() -> None:
-        stream = background.stream(request, Sampling(400))
+        stream = background.stream([(request, Sampling(400))])
         async for _ in stream:
             await asyncio.to_thread(background.close)
 

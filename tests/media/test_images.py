@@ -234,7 +234,7 @@ def test_extreme_shapes_take_little_memory(aspect: str, size: tuple[int, int]) -
     source = PIL.Image.new("RGB", size, "red")
     PIL.Image.core.reset_stats()
     found = pixels_of(source, config)
-    assert PIL.Image.core.get_stats()["allocated_blocks"] * BLOCK <= 320 << 20  # padding 20000x1 in full takes 1.6 GB
+    assert PIL.Image.core.get_stats()["allocated_blocks"] * BLOCK <= 384 << 20  # padding 20000x1 in full takes 1.6 GB
     assert found.shape == (3, 336, 336)
     assert found.dtype == torch.float32
     colours = (found.permute(1, 2, 0) * torch.tensor(config.std) + torch.tensor(config.mean)) * 255

@@ -1,0 +1,5 @@
+"""`python -m llava`: the command line."""
+
+from llava.cli import main
+
+main()
