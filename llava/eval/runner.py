@@ -1,9 +1,11 @@
 """Run a model over a benchmark's questions: batched, resumable, every answer on disk as soon as it is there."""
 
+import base64
 import hashlib
+import html
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
@@ -15,7 +17,7 @@ from llava.errors import LlavaError
 from llava.eval.benchmarks.easy_vqa import Question, is_correct
 from llava.files import os_errors, write_text
 
-ANSWERS, SETTINGS, SUMMARY = "answers.jsonl", "settings.json", "summary.json"
+ANSWERS, SETTINGS, SUMMARY, PAGE = "answers.jsonl", "settings.json", "summary.json", "answers.html"
 _MAX_NEW_TOKENS = 16
 
 
@@ -42,6 +44,13 @@ class Score:
     @property
     def accuracy(self) -> float:
         return self.correct / self.questions
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95%, by Wilson (1927): it is right for few questions and near 0 and 1 too."""
+        z, n, p = 1.959964, self.questions, self.accuracy
+        middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+        return (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
 
     @property
     def error(self) -> float:
@@ -81,7 +90,7 @@ def evaluate(
                     max_new_tokens=_MAX_NEW_TOKENS,
                 )
                 for (index, question), text in zip(batch, texts, strict=True):
-                    right = is_correct(text, question.answer)
+                    right = is_correct(text, question.answer, question.accepted)
                     image = question.image.stem
                     answer = Answer(index, question.text, image, question.answer, text, question.kind, right)
                     answers.append(answer)
@@ -100,10 +109,44 @@ def scores(answers: Sequence[Answer]) -> dict[str, Score]:
     return {kind: Score(sum(correct), len(correct)) for kind, correct in table.items()}
 
 
+def yes_ratio(answers: Sequence[Answer]) -> float | None:
+    """How often a question of kind yes/no was answered yes; None where there are none."""
+    said = [answer.answer.strip().lower().startswith("yes") for answer in answers if answer.kind == "yes/no"]
+    return sum(said) / len(said) if said else None
+
+
+def write_page(path: Path, answers: Sequence[Answer], images: Mapping[int, Path]) -> None:
+    """One HTML page with every picture, question and answer; the pictures are inside it."""
+    rows = []
+    for answer in answers:
+        encoded = base64.b64encode(images[answer.index].read_bytes()).decode()
+        mark, colour = ("right", "#dfd") if answer.correct else ("wrong", "#fdd")
+        cells = [html.escape(text) for text in (answer.kind, answer.question, answer.expected, answer.answer)]
+        rows.append(
+            f'<tr style="background:{colour}"><td><img width="112" loading="lazy" alt="" '
+            f'src="data:image/png;base64,{encoded}"></td>'
+            + "".join(f"<td>{cell}</td>" for cell in cells)
+            + f"<td>{mark}</td></tr>"
+        )
+    head = "".join(f"<th>{name}</th>" for name in ("picture", "kind", "question", "expected", "answer", ""))
+    body = "\n".join(rows)
+    write_text(
+        path,
+        '<!doctype html><html lang="en"><meta charset="utf-8"><title>Answers</title>'
+        f'<table style="font-family:sans-serif"><tr>{head}</tr>\n{body}</table></html>\n',
+    )
+
+
 def write_summary(output: Path, settings: dict[str, Any], table: dict[str, Score]) -> None:
     """Write `summary.json`."""
     results = {
-        kind: {"accuracy": s.accuracy, "standard_error": s.error, "correct": s.correct, "questions": s.questions}
+        kind: {
+            "accuracy": s.accuracy,
+            "standard_error": s.error,
+            "interval": s.interval,
+            "correct": s.correct,
+            "questions": s.questions,
+        }
         for kind, s in table.items()
     }
     write_text(output / SUMMARY, json.dumps({**settings, "results": results}, indent=1) + "\n")

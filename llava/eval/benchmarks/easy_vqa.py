@@ -19,12 +19,16 @@ KINDS = ("shape", "colour", "yes/no shape", "yes/no colour")  # the rows of the 
 
 @dataclass(frozen=True)
 class Question:
-    """One question, its answer, its kind (one of KINDS), and the picture it is about."""
+    """One question, its answer, its kind (in easy-VQA one of KINDS), and the picture it is about.
+
+    accepted: other answers that are right too.
+    """
 
     text: str
     answer: str
     kind: str
     image: Path
+    accepted: tuple[str, ...] = ()
 
 
 def load_questions(split: Literal["train", "test"], progress: Progress = quiet) -> list[Question]:
@@ -48,9 +52,9 @@ def _kind(text: str, answer: str) -> str:
     return "yes/no shape" if any(shape in text for shape in SHAPES) else "yes/no colour"
 
 
-def is_correct(answer: str, expected: str) -> bool:
-    """Exact match, but for case and a full stop at the end."""
-    return answer.strip().rstrip(".").lower() == expected
+def is_correct(answer: str, expected: str, accepted: tuple[str, ...] = ()) -> bool:
+    """Exact match with one of the answers, but for case and a full stop at the end."""
+    return answer.strip().rstrip(".").lower() in {right.lower() for right in (expected, *accepted)}
 
 
 def choose(questions: list[Question], limit: int | None, seed: int = 0) -> list[tuple[int, Question]]:

@@ -1,0 +1,82 @@
+"""Pictures composed of cut-outs: one thing on a background, or one to five of them that do not overlap."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+
+from llava.pictures.catalogue import Catalogue, Entry
+
+SIDE = 224  # pixels
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A thing in a scene, and its centre in 0..1 from the left and from the top."""
+
+    entry: Entry
+    x: float
+    y: float
+
+
+def background(rng: random.Random, plain: float = 0.5) -> PIL.Image.Image:
+    """A square: white or a light colour, a gradient between two, or coarse noise."""
+    if rng.random() < plain:
+        return PIL.Image.new("RGB", (SIDE, SIDE), "white")
+    one, other = ([rng.randint(110, 255) for _ in range(3)] for _ in range(2))
+    shape = rng.random()
+    if shape < 0.4:
+        return PIL.Image.new("RGB", (SIDE, SIDE), (one[0], one[1], one[2]))
+    if shape < 0.75:
+        ramp = np.linspace(0, 1, SIDE)[:, None, None] * (np.array(other) - one) + one
+        plane = np.broadcast_to(ramp, (SIDE, SIDE, 3)).astype(np.uint8)
+        return PIL.Image.fromarray(plane if rng.random() < 0.6 else np.ascontiguousarray(plane.transpose(1, 0, 2)))
+    noise = np.random.default_rng(rng.randrange(1 << 30)).normal(0, 25, (rng.choice((6, 14, 40)),) * 2 + (3,))
+    small = PIL.Image.fromarray(np.clip(noise + one, 0, 255).astype(np.uint8))
+    return small.resize((SIDE, SIDE), PIL.Image.Resampling.BICUBIC)
+
+
+def single(catalogue: Catalogue, entry: Entry, rng: random.Random, vary: bool = True) -> PIL.Image.Image:
+    """One thing. vary: any size, place, background and side; else on white, in the middle, as it is."""
+    canvas = background(rng) if vary else PIL.Image.new("RGB", (SIDE, SIDE), "white")
+    share = rng.uniform(0.55, 1.0) if vary else 0.87
+    cut = _sized(catalogue.open(entry), int(share * SIDE), vary and rng.random() < 0.5)
+    room = SIDE - cut.width, SIDE - cut.height
+    x, y = (rng.randint(0, side) for side in room) if vary else (side // 2 for side in room)
+    canvas.paste(cut, (x, y), cut)
+    return canvas
+
+
+def scene(catalogue: Catalogue, entries: Sequence[Entry], rng: random.Random) -> tuple[PIL.Image.Image, list[Placed]]:
+    """These things, each in a cell of its own of a grid of 2 x 2 (up to 4) or 3 x 3, so that none hides another."""
+    canvas = background(rng)
+    side = 2 if len(entries) <= 4 and rng.random() < 0.7 else 3
+    cell = SIDE // side
+    placed = []
+    for entry, place in zip(entries, rng.sample(range(side * side), len(entries)), strict=True):
+        cut = _sized(catalogue.open(entry), int(rng.uniform(0.7, 0.98) * cell), rng.random() < 0.5)
+        x = place % side * cell + rng.randint(0, cell - cut.width)
+        y = place // side * cell + rng.randint(0, cell - cut.height)
+        canvas.paste(cut, (x, y), cut)
+        placed.append(Placed(entry, (x + cut.width / 2) / SIDE, (y + cut.height / 2) / SIDE))
+    return canvas, placed
+
+
+def _sized(cut: PIL.Image.Image, side: int, mirror: bool) -> PIL.Image.Image:
+    scale = side / max(cut.size)
+    size = max(1, int(cut.width * scale)), max(1, int(cut.height * scale))
+    cut = cut.resize(size, PIL.Image.Resampling.BICUBIC)
+    return PIL.ImageOps.mirror(cut) if mirror else cut
+
+
+def where(one: Placed, other: Placed) -> str | None:
+    """Where `one` is as seen from `other`: the axis along which they are clearly apart; None if neither is."""
+    dx, dy = one.x - other.x, one.y - other.y
+    if abs(dx) > 0.25 and abs(dx) > 1.7 * abs(dy):
+        return "right" if dx > 0 else "left"
+    if abs(dy) > 0.25 and abs(dy) > 1.7 * abs(dx):
+        return "below" if dy > 0 else "above"
+    return None

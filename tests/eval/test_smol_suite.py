@@ -1,0 +1,109 @@
+"""The suite's questions about a small catalogue made here: every expected answer is true of its picture."""
+
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from llava.eval.benchmarks.easy_vqa import Question, is_correct
+from llava.eval.benchmarks.smol_suite import NUMBERS, make_questions
+from llava.eval.runner import Answer, Score, write_page, yes_ratio
+from llava.pictures.catalogue import Catalogue, Entry
+
+# all of one hue each, so that a picture itself tells what is in it
+THINGS = {"ruby": 0, "lime": 85, "sky": 140, "plum": 200, "sun": 40, "rose": 230}
+EACH = 20
+
+
+@pytest.fixture(scope="module")
+def questions(tmp_path_factory: pytest.TempPathFactory) -> list[Question]:
+    folder = tmp_path_factory.mktemp("catalogue")
+    entries = []
+    for name, hue in THINGS.items():
+        PIL.Image.new("HSV", (90, 80), (hue, 255, 255)).convert("RGBA").save(folder / f"{name}.png")
+        entries.append(Entry(f"{name}.png", "test", name, (f"{name}let",), None, (), None, "train"))
+    unseen = [Entry(e.file, "emoji", e.name, e.also, None, (), None, "style") for e in entries]
+    held = [Entry("ruby.png", "stamps", name, (), None, (), None, "test") for name in ("ruby", "zyx")]
+    (folder / "suite").mkdir()
+    return make_questions(Catalogue(folder, [*entries, *unseen, *held]), folder / "suite", each=EACH, emoji=6)
+
+
+def of(kind: str, questions: list[Question]) -> list[Question]:
+    return [question for question in questions if question.kind == kind]
+
+
+def hues(question: Question) -> dict[str, tuple[float, float]]:
+    """The things in a picture, and their centres (x, y)."""
+    pixels = np.asarray(PIL.Image.open(question.image).convert("HSV")).astype(int)
+    found = {}
+    for name, hue in THINGS.items():
+        rows, columns = np.nonzero((abs(pixels[..., 0] - hue) <= 2) & (pixels[..., 1] > 250) & (pixels[..., 2] > 250))
+        if len(rows) > 300:
+            found[name] = (float(columns.mean()), float(rows.mean()))
+    return found
+
+
+def test_all_kinds_are_there_in_the_numbers_asked_for(questions: list[Question]) -> None:
+    numbers = {kind: len(of(kind, questions)) for kind in sorted({q.kind for q in questions})}
+    assert numbers == {
+        "naming, stamps and clip art": 1,
+        "naming, name not in training": 1,
+        "naming, unseen emoji style": 6,
+        "four-way choice": EACH,
+        "yes/no": EACH,
+        "counting to five": EACH,
+        "position": EACH,
+    }
+
+
+def test_naming_takes_synonyms_and_articles_and_nothing_else(questions: list[Question]) -> None:
+    for question in of("naming, unseen emoji style", questions):
+        assert list(hues(question)) == [question.answer]
+        right = (question.answer, f"A {question.answer}.", f"{question.answer}let")
+        assert all(is_correct(text, question.answer, question.accepted) for text in right)
+        assert not is_correct("thing", question.answer, question.accepted)
+
+
+def test_choices_yes_and_no_are_true(questions: list[Question]) -> None:
+    for question in of("four-way choice", questions):
+        (shown,) = hues(question)
+        assert f"{question.answer}. {shown} " in question.text
+        assert len({name for name in THINGS if f" {name}" in question.text}) == 4
+    asked = of("yes/no", questions)
+    assert sum(question.answer == "yes" for question in asked) == EACH / 2
+    for question in asked:
+        assert any(f" {name} " in question.text for name in hues(question)) == (question.answer == "yes")
+
+
+def test_positions_are_true(questions: list[Question]) -> None:
+    for question in of("position", questions):
+        place = hues(question)
+        one, other = (
+            name for word in question.text.replace(",", "").replace("?", "").split() for name in THINGS if name == word
+        )
+        dx, dy = place[one][0] - place[other][0], place[one][1] - place[other][1]
+        side = ("left" if dx < 0 else "right") if abs(dx) > abs(dy) else ("above" if dy < 0 else "below")
+        assert question.accepted == (side,)
+
+
+def test_counts_go_from_one_to_five_equally_often(questions: list[Question]) -> None:
+    answers = [question.answer for question in of("counting to five", questions)]
+    assert all(answers.count(number) == EACH / 5 for number in NUMBERS[1:])
+
+
+def test_wilsons_interval() -> None:
+    low, high = Score(8, 10).interval  # 0.490 to 0.943, as in Brown, Cai & DasGupta 2001
+    assert (round(low, 3), round(high, 3)) == (0.490, 0.943)
+    assert Score(0, 10).interval[0] == pytest.approx(0, abs=1e-12)
+
+
+def test_the_page_shows_every_answer_and_escapes_it(tmp_path: Path, questions: list[Question]) -> None:
+    image = questions[0].image
+    answers = [Answer(i, "is it?", "0", "yes", text, "yes/no", i == 0) for i, text in enumerate(("Yes.", "<b>no</b>"))]
+    write_page(tmp_path / "page.html", answers, {0: image, 1: image})
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("data:image/png;base64,") == 2
+    assert "&lt;b&gt;no&lt;/b&gt;" in page and "<b>" not in page
+    assert yes_ratio(answers) == 0.5
+    assert yes_ratio([]) is None

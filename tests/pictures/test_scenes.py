@@ -1,0 +1,55 @@
+"""Composed pictures say truly where their things are."""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from llava.pictures.catalogue import Catalogue, Entry, related
+from llava.pictures.scenes import SIDE, Placed, scene, single, where
+
+
+def entry(name: str, also: tuple[str, ...] = (), above: tuple[int, ...] = ()) -> Entry:
+    return Entry(f"{name}.png", "test", name, also, None, above, None, "train")
+
+
+@pytest.fixture
+def catalogue(tmp_path: Path) -> Catalogue:
+    for name, colour in (("red", (255, 0, 0)), ("blue", (0, 0, 255))):
+        PIL.Image.new("RGBA", (100, 60), (*colour, 255)).save(tmp_path / f"{name}.png")
+    return Catalogue(tmp_path, [entry("red"), entry("blue")])
+
+
+def test_things_stand_whole_where_the_scene_says(catalogue: Catalogue) -> None:
+    red, blue = catalogue.entries
+    for seed in range(20):
+        picture, placed = scene(catalogue, [red, blue, blue], random.Random(seed))
+        pixels = np.asarray(picture).astype(int)
+        mask = (pixels[..., 0] > 250) & (pixels[..., 1] < 5) & (pixels[..., 2] < 5)
+        rows, columns = np.nonzero(mask)
+        assert len(rows) == (np.ptp(rows) + 1) * (np.ptp(columns) + 1)  # a whole rectangle: nothing hides it
+        assert abs(columns.mean() / SIDE - placed[0].x) < 0.01 and abs(rows.mean() / SIDE - placed[0].y) < 0.01
+
+
+def test_a_single_thing_is_plain_or_varied_and_the_same_for_the_same_seed(catalogue: Catalogue) -> None:
+    red = catalogue.entries[0]
+    plain = single(catalogue, red, random.Random(1), vary=False)
+    assert plain.size == (SIDE, SIDE) and plain.getpixel((0, 0)) == (255, 255, 255)
+    one, same, other = (single(catalogue, red, random.Random(seed)).tobytes() for seed in (1, 1, 2))
+    assert one == same != other
+
+
+def test_where_one_thing_is_seen_from_another() -> None:
+    middle = Placed(entry("a"), 0.5, 0.5)
+    places = {(0.1, 0.5): "left", (0.9, 0.45): "right", (0.5, 0.1): "above", (0.4, 0.9): "below"}
+    assert all(where(Placed(entry("b"), x, y), middle) == side for (x, y), side in places.items())
+    assert where(Placed(entry("b"), 0.9, 0.9), middle) is None  # neither axis is clear
+
+
+def test_things_of_one_kind_are_related() -> None:
+    dog, poodle, cat = entry("dog", (), (2, 1)), entry("poodle", (), (3, 2, 1)), entry("cat", ("tom",), (4, 1))
+    assert related(dog, poodle) and related(poodle, dog)
+    assert not related(dog, cat)
+    assert related(cat, entry("tom")) and related(entry("guide dog"), dog)

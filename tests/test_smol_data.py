@@ -1,0 +1,89 @@
+"""What the training data says about a picture is true of it."""
+
+import json
+import random
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from llava.pictures.catalogue import Catalogue, Entry
+from llava.pictures.scenes import Placed
+from llava.train.data import messages_of
+from scripts.smol_data import NAMING, PRESENT, Maker, article, caption_of, plural, row
+
+NAMES = ("apple", "dog", "bus", "hammer", "cherry", "fox", "glasses", "unicorn")
+
+
+@pytest.fixture
+def maker() -> Maker:
+    entries = [Entry(f"{n}.png", "s", n, (), "thing", (), "red", "train") for n in NAMES]
+    held = Entry("x.png", "s", "secret", (), "thing", (), None, "test")
+    return Maker(Catalogue(Path(), [*entries, held]), random.Random(0))
+
+
+@pytest.mark.parametrize(
+    ("name", "one", "several"),
+    [
+        ("apple", "an apple", "apples"),
+        ("unicorn", "a unicorn", "unicorns"),
+        ("bus", "a bus", "buses"),
+        ("cherry", "a cherry", "cherries"),
+        ("toy", "a toy", "toys"),
+        ("glasses", "glasses", "glasses"),
+        ("fox", "a fox", "foxes"),
+    ],
+)
+def test_articles_and_plurals(name: str, one: str, several: str) -> None:
+    assert (article(name), plural(name)) == (one, several)
+
+
+def present(question: str, name: str) -> bool:
+    return any(question == form.format(a=article(name)) for form in PRESENT)
+
+
+def test_turns_about_one_thing_are_true_and_name_nothing_held_out(maker: Maker) -> None:
+    answers: Counter[str] = Counter()
+    for _ in range(300):
+        entry = maker.draw()
+        for question, answer in maker.about_one(entry):
+            assert "secret" not in question + answer
+            if answer in ("Yes.", "No."):
+                assert present(question, entry.name) == (answer == "Yes.")
+                answers[answer] += 1
+            elif question in NAMING:
+                assert answer.lower() == f"{article(entry.name)}."
+            elif answer in tuple("ABCD"):
+                assert f"{answer}. {entry.name} " in question
+            elif answer.startswith("There is no"):
+                absent = answer.removeprefix("There is no ").split(" in the")[0]
+                assert absent != entry.name and absent in question and answer.endswith(f"{article(entry.name)}.")
+    assert 0.4 < answers["Yes."] / answers.total() < 0.6
+
+
+def test_turns_about_a_scene_are_true(maker: Maker) -> None:
+    entries = {entry.name: entry for entry in maker.entries}
+    placed = [Placed(entries["fox"], 0.1, 0.5), Placed(entries["dog"], 0.9, 0.5), Placed(entries["dog"], 0.5, 0.9)]
+    seen = set()
+    for _ in range(200):
+        for question, answer in maker.about_scene(placed):
+            if answer in ("Yes.", "No."):
+                assert (present(question, "fox") or present(question, "dog")) == (answer == "Yes.")
+            elif "dogs" in question:
+                assert answer == "Two."
+            elif "foxes" in question:
+                assert answer == "One."
+            elif question.startswith("Where"):
+                raise AssertionError("a position is asked only of things that are there once")
+            seen.add(answer)
+    assert {"Two.", "One.", "Three.", "Yes.", "No.", "The picture shows a fox and two dogs."} <= seen
+
+
+def test_a_caption_and_a_row_that_training_takes() -> None:
+    assert (
+        caption_of(Counter({"dog": 2, "apple": 1, "fox": 3})) == "The picture shows two dogs, an apple and three foxes."
+    )
+    turns = [("What is this?", "A dog."), ("Is there a fox?", "No.")]
+    messages = messages_of(json.loads(json.dumps(row("a", turns, "a.jpg"))), Path("images"))
+    assert [message.role for message in messages] == ["user", "assistant"] * 2
+    assert messages_of(row("b", turns, None), Path("images"))[0].content == ("What is this?",)
