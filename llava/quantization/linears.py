@@ -2,15 +2,16 @@
 
 float32  oneDNN's blocked layout, or the plain one; exact
 float16  stored in half precision, computed in float32 (FBGEMM); exact for weights published in half precision
-int8     a scale for each output; inputs are rounded to 8 bits, each row by its own largest value. On CPUs without VNNI
-         the kernel's sums of two products are cut at 16 bits: where two neighbours are near their largest at once
-         Or, without FBGEMM: inputs in bfloat16
+int8     a scale for each output; inputs are rounded to 8 bits, each row by its own largest value. On CPUs without
+         AVX-512 VNNI, where FBGEMM would cut sums of two products at 16 bits, weights have 7 bits. Without FBGEMM,
+         inputs are in bfloat16
 int4     a scale and a middle for each group of inputs of an output; inputs in bfloat16
 
 Every row of an input is computed on its own terms: what else is in the batch does not change it (in float32 and float16
 up to the order of summation). Oracle: the formulas in plain PyTorch (tests/quantization/test_linears.py).
 """
 
+import functools
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -106,23 +107,44 @@ class Levels(nn.Module):
 
 
 class Int8Linear(nn.Module):
-    """A weight with 8-bit levels."""
+    """A weight with 8-bit levels; with 7-bit ones, the nearest to them, where `sums_are_cut`."""
 
     def __init__(self, stored: Levels) -> None:
         super().__init__()
-        zeros = torch.zeros(len(stored.scales), dtype=torch.long)
-        with warnings.catch_warnings():  # the only place where quantized tensors are made: they are to be replaced
-            warnings.simplefilter("ignore")
-            quantized = torch._make_per_channel_quantized_tensor(stored.levels, stored.scales.double(), zeros, 0)
-            self.packed: Any = torch.ops.quantized.linear_prepack(quantized, None)
+        self.packed = _fbgemm_packed(*(halved(stored) if sums_are_cut() else (stored.levels, stored.scales)))
         self.bias = None if stored.bias is None else stored.bias.float()
 
     def forward(self, x: Tensor) -> Tensor:
         scales = x.abs().amax(-1, keepdim=True).div_(_LEVELS).clamp_(min=_SMALLEST)
         # divided by scales of their own, all rows have the scale 1: no row sees another's
-        product = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
-        y: Tensor = product(x / scales, 1.0, _LEVELS + 1, self.packed).mul_(scales)
+        y = _fbgemm_product(x / scales, self.packed).mul_(scales)
         return y if self.bias is None else y.add_(self.bias)
+
+
+def halved(stored: Levels) -> tuple[Tensor, Tensor]:
+    """8-bit levels and their scales as 7-bit ones, -64..64: two products with inputs of 0..255 fit into 16 bits."""
+    return torch.cat([(stored.levels[rows] / 2).round_().char() for rows in _slices(stored.levels)]), stored.scales * 2
+
+
+@functools.cache
+def sums_are_cut() -> bool:
+    """Whether FBGEMM's kernel adds two products in 16 bits here, which the largest levels overflow."""
+    packed = _fbgemm_packed(torch.full((1, 64), _LEVELS, dtype=torch.int8), torch.ones(1))
+    return _fbgemm_product(torch.full((1, 64), float(_LEVELS)), packed).item() != 64 * _LEVELS**2
+
+
+def _fbgemm_packed(levels: Tensor, scales: Tensor) -> Any:
+    zeros = torch.zeros(len(scales), dtype=torch.long)
+    with warnings.catch_warnings():  # the only place where quantized tensors are made: they are to be replaced
+        warnings.simplefilter("ignore")
+        quantized = torch._make_per_channel_quantized_tensor(levels, scales.double(), zeros, 0)
+        return torch.ops.quantized.linear_prepack(quantized, None)
+
+
+def _fbgemm_product(x: Tensor, packed: Any) -> Tensor:
+    """x, in -127..127, rounded to whole numbers, times the packed weight."""
+    product: Tensor = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(x, 1.0, _LEVELS + 1, packed)
+    return product
 
 
 class Plain8Linear(nn.Module):

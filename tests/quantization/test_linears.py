@@ -11,24 +11,27 @@ from llava.config import Precision
 from llava.quantization.kernels import pack_linear
 from llava.quantization.linears import (
     HalfLinear,
+    Int8Linear,
     Plain8Linear,
     PlainLinear,
     WeightOnly8Linear,
     dequantized,
     group_of,
     quantize,
+    sums_are_cut,
 )
 
 PRECISIONS: tuple[Precision, ...] = ("float32", "float16", "int8", "int4")
 
 
-def effective_weight(weight: Tensor, precision: Precision) -> Tensor:
+def effective_weight(weight: Tensor, precision: Precision, bits: int = 8) -> Tensor:
     """The weight that is left of `weight` in this precision."""
     if precision == "float16":
         return weight.half().float()
     if precision == "int8":
         scales = weight.abs().amax(1, keepdim=True) / 127
-        return (weight / scales).round() * scales
+        levels = (weight / scales).round()
+        return (levels if bits == 8 else (levels / 2).round() * 2) * scales
     if precision == "int4":
         groups = weight.unflatten(1, (-1, 32))
         least, step = (
@@ -57,11 +60,20 @@ def test_a_layer_computes_its_formula(precision: Precision, rows: int, outputs: 
     weight = torch.randn(outputs, inputs, generator=generator)
     bias = torch.randn(outputs, generator=generator) if biased else None
     x = torch.randn(2, rows, inputs, generator=generator)
-    expected = F.linear(effective_input(x, precision), effective_weight(weight, precision), bias)
     # int4's kernel gives bfloat16: 8 bits of a value
     tolerance = {"atol": 1e-4, "rtol": 0.0} if precision != "int4" else {"atol": 0.02, "rtol": 2**-7}
     for plain in (False, True):
-        assert torch.allclose(pack_linear(weight, bias, precision, plain)(x), expected, **tolerance)
+        layer = pack_linear(weight, bias, precision, plain)
+        bits = 7 if isinstance(layer, Int8Linear) and sums_are_cut() else 8
+        expected = F.linear(effective_input(x, precision), effective_weight(weight, precision, bits), bias)
+        assert torch.allclose(layer(x), expected, **tolerance)
+
+
+@torch.inference_mode()
+def test_the_largest_numbers_of_all_do_not_overflow() -> None:
+    weight, x = torch.ones(64, 128), torch.ones(3, 128)
+    # 7 bits have 64 levels to a side, of which 127 is the nearest to 63.5
+    assert torch.allclose(pack_linear(weight, None, "int8")(x), torch.full((3, 64), 128.0), rtol=0.01)
 
 
 @pytest.mark.parametrize("precision", ["int8", "int4"])
