@@ -2,6 +2,7 @@
 
 config.json             LlavaConfig; with `base`: what was trained, on base parts
 projector.safetensors   the projector
+vision.safetensors      the vision encoder, where it was trained too
 adapter/                a LoRA of the decoder, in PEFT's layout   } one of them, or neither where the
 llm.safetensors         the whole decoder                         } decoder was left as it is
 
@@ -32,7 +33,8 @@ from llava.processor import Processor
 from llava.quantization.pack import Target, packing
 from llava.tokenizer import FastTokenizer, Tokenizer
 
-CONFIG, PROJECTOR, LLM, ADAPTER = "config.json", "projector.safetensors", "llm.safetensors", "adapter"
+CONFIG, PROJECTOR, VISION = "config.json", "projector.safetensors", "vision.safetensors"
+LLM, ADAPTER = "llm.safetensors", "adapter"
 
 
 @dataclass(frozen=True)
@@ -48,14 +50,19 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def load_native(folder: Path, progress: Progress = quiet, target: Target | None = None) -> Loaded:
+def load_native(
+    folder: Path, progress: Progress = quiet, target: Target | None = None, with_adapter: bool = True
+) -> Loaded:
     """Load a folder of the native layout, fetching the base parts where they are missing. Raises LlavaError.
 
     target: how weights are stored for inference, and where; None leaves the plain model, as training needs it.
+    with_adapter: fold its LoRA in, if it has one.
     """
     config = load_config(folder / CONFIG)
-    loaded = load_base(config, progress, folder, target)
+    loaded = load_base(config, progress, folder if with_adapter else None, target)
     model = loaded.model
+    if (folder / VISION).exists():
+        load_strict(model.vision, read_safetensors(folder / VISION), folder / VISION)
     load_strict(model.projector, read_safetensors(folder / PROJECTOR), folder / PROJECTOR)
     with packing(model, target) as packer:
         for name in list(model.state_dict()) if packer else ():
@@ -112,7 +119,9 @@ def whole_tensors(folder: Path, config: LlavaConfig, base: BaseParts, fold: bool
         yield f"llm.{name}", tensor
     with on_meta():
         vision = build_vision_encoder(config.vision)
-    for name, tensor in vision.state_dict_from(resolve(base.vision)).items():
+    trained = (folder / VISION).exists()
+    tower = read_safetensors(folder / VISION) if trained else vision.state_dict_from(resolve(base.vision))
+    for name, tensor in tower.items():
         yield f"vision.{name}", tensor
     for name, tensor in read_safetensors(folder / PROJECTOR).items():
         yield f"projector.{name}", tensor

@@ -23,6 +23,7 @@ from llava.processor import IGNORE
 from llava.train.data import Batch, Dataset, collate, endless_batches, measure
 from llava.train.features import FeatureCache, build_cache
 from llava.train.log import Log, StepLog
+from llava.train.matching import captions_of, matching_loss
 from llava.train.recipe import Recipe
 from llava.train.stages import load_model, parameter_groups, prepare, save_trained
 from llava.train.state import (
@@ -46,12 +47,13 @@ class Watcher(Protocol):
 
 @dataclass(frozen=True)
 class Run:
-    """A run made ready: model with trainable parts, measured data, feature cache."""
+    """A run made ready: model with trainable parts, measured data, feature cache. captions: all, for stage match."""
 
     recipe: Recipe
     loaded: Loaded
     data: Dataset
     cache: FeatureCache | None
+    captions: list[tuple[int, ...]]
 
     @property
     def model(self) -> LlavaModel:
@@ -76,6 +78,23 @@ class Run:
             prompts.append(prompt)
         return collate(prompts, torch.cat(visual) if visual else torch.empty(0), len(indices) - len(prompts))
 
+    def loss_sum(self, batch: Batch) -> Tensor:
+        """The loss of this stage, summed over what `weight` counts."""
+        batch, recipe = batch.to(self.model.device), self.recipe
+        features = batch.visual
+        if len(features) == 0:
+            features = features.new_empty(0, self.model.vision.num_tokens, self.model.vision.feature_size)
+        elif self.cache is None:
+            with torch.set_grad_enabled(bool(recipe.train_vision)):
+                features = self.model.vision(features)
+        if recipe.stage == "match":
+            return matching_loss(self.model, batch, features, self.captions)
+        return language_loss(self.model, batch, features, recipe.precision)
+
+    def weight(self, batch: Batch) -> int:
+        """What a batch's loss is the sum over: pictures in stage match, else supervised tokens."""
+        return len(batch.ids) if self.recipe.stage == "match" else batch.supervised
+
     def _visual(self, images: list[Visual]) -> Tensor:
         if self.cache is not None:
             return self.cache.get([Path(str(image.source)) for image in images])
@@ -86,7 +105,7 @@ def set_up(recipe: Recipe, watcher: Watcher) -> Run:
     """Load the model, check the data, cache the features. Raises LlavaError."""
     loaded = load_model(recipe, watcher.fetching)
     processor = loaded.processor
-    if recipe.stage == "align":
+    if recipe.stage != "finetune":
         processor = processor.with_template("plain")
     data = measure(
         recipe.data,
@@ -95,6 +114,11 @@ def set_up(recipe: Recipe, watcher: Watcher) -> Run:
         decode=recipe.cache_features,
         on_row=lambda n, of: watcher.preparing("checking data", n, of),
     )
+    captions = []
+    if recipe.stage == "match":
+        if any(len(sample.sizes) != 1 or processor.layout(sample.sizes[0]).views != 1 for sample in data.samples):
+            raise LlavaError(f"{recipe.data.path}: stage match takes rows of one picture, of one view")
+        captions = captions_of([data.prompt(sample).labels for sample in data.samples])
     cache = None
     if recipe.cache_features and (sizes := data.image_sizes()):
         cache = build_cache(
@@ -106,23 +130,20 @@ def set_up(recipe: Recipe, watcher: Watcher) -> Run:
         )
     prepare(loaded.model, recipe)
     loaded.model.to(default_device())
-    return Run(recipe, loaded, data, cache)
+    return Run(recipe, loaded, data, cache, captions)
 
 
-def loss_sum(model: LlavaModel, batch: Batch, cached: bool) -> Tensor:
-    """Cross-entropy summed over the batch's supervised tokens; logits are computed there only."""
-    batch = batch.to(model.device)
-    features = batch.visual
-    if len(features) == 0:
-        features = features.new_empty(0, model.vision.num_tokens, model.vision.feature_size)
-    elif not cached:
-        with torch.no_grad():
-            features = model.vision(features)
-    image_tokens = model.project(features, batch.layouts)  # (N, D)
-    hidden = model(batch.ids, image_tokens)  # (B, T, D)
+def language_loss(model: LlavaModel, batch: Batch, features: Tensor, precision: str = "float32") -> Tensor:
+    """Cross-entropy summed over the batch's supervised tokens; logits are computed there only.
+
+    features: the encoder's (views, T, Dv). precision: as in Recipe; the cross-entropy itself is always in float32.
+    """
     targets = batch.labels[:, 1:]
     supervised = targets != IGNORE
-    logits = model.llm.logits(hidden[:, :-1][supervised])  # (supervised tokens, V): never (B, T, V)
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+        image_tokens = model.project(features, batch.layouts)  # (N, D)
+        hidden = model(batch.ids, image_tokens)  # (B, T, D)
+        logits = model.llm.logits(hidden[:, :-1][supervised])  # (supervised tokens, V): never (B, T, V)
     return F.cross_entropy(logits.float(), targets[supervised], reduction="sum")
 
 
@@ -165,12 +186,12 @@ def train(recipe: Recipe, watcher: Watcher, restart: bool = False) -> Path:
                     f"{progress.corrupt} samples had corrupt images; mend the data or raise data.max_dropped "
                     f"(now {recipe.data.max_dropped})"
                 )
-            supervised = max(1, sum(batch.supervised for batch in taken))
+            weight = max(1, sum(run.weight(batch) for batch in taken))
             total = 0.0
             for batch in taken:
-                if batch.supervised == 0:
+                if run.weight(batch) == 0:
                     continue
-                loss = loss_sum(model, batch, run.cache is not None) / supervised
+                loss = run.loss_sum(batch) / weight
                 loss.backward()  # type: ignore[no-untyped-call]
                 total += loss.item()
             norm = torch.nn.utils.clip_grad_norm_(list(trainable(model).values()), recipe.max_grad_norm)

@@ -13,7 +13,7 @@ from llava.models.llava import IMAGE_TOKEN
 from llava.processor import IGNORE, Prompt
 from llava.tokenizer import Tokenizer
 from llava.train.data import batch_order
-from llava.train.loop import Run, Watcher, loss_sum, set_up
+from llava.train.loop import Run, Watcher, set_up
 from llava.train.recipe import Recipe
 
 TIMED_BATCHES = 2  # batches that are run to estimate the time
@@ -89,7 +89,7 @@ def _time_batches(run: Run) -> float:
 
 
 def _forward_backward(run: Run, indices: list[int]) -> None:
-    loss_sum(run.model, run.batch(indices), run.cache is not None).backward()  # type: ignore[no-untyped-call]
+    run.loss_sum(run.batch(indices)).backward()  # type: ignore[no-untyped-call]
     run.model.zero_grad(set_to_none=True)
 
 

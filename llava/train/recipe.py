@@ -46,19 +46,26 @@ class Lora(Strict):
 class Recipe(Strict):
     """One stage of training.
 
-    stage: `align` trains the projector alone, with the `plain` template; `finetune` the projector and the LLM.
+    stage: `match` trains the projector, before `align`, to give pictures the mean embedding of their captions' words,
+        without running the LLM; `align` the projector alone, with the `plain` template; `finetune` the projector and
+        the LLM.
     model: the output folder of an earlier stage, or the parts of a new model.
     lora: for `finetune`; without it the whole LLM is trained.
+    train_vision: parts of the vision encoder that are trained too, by what their names begin with ("" is all of it).
+        LLaVA 1.6 trains all of it in stage 2, `unfreeze_mm_vision_tower`. Not with `cache_features`.
     batch_size: samples a forward pass; a step takes `accumulation` of them.
-    learning_rate: of the LLM, and of the projector unless that has its own. Cosine to zero after linear warm-up.
+    learning_rate: of the LLM, and of projector and vision encoder unless they have their own. Cosine to zero after linear warm-up.
+    precision: what the LLM and the projector are computed in. bfloat16: by autocast; weights, gradients and the
+        optimizer stay float32. It pays where the processor has matrix units for it: GPUs, and CPUs with AMX.
     cache_features: keep the frozen encoder's features on disk, where no augmentation changes the pictures. Exact.
     """
 
-    stage: Literal["align", "finetune"]
+    stage: Literal["match", "align", "finetune"]
     output: Path
     model: NewModel | Path
     data: DataConfig
     lora: Lora | None = None
+    train_vision: tuple[str, ...] = ()
     epochs: PositiveFloat = 1
     max_steps: PositiveInt | None = None
     batch_size: PositiveInt = 16
@@ -66,18 +73,22 @@ class Recipe(Strict):
     max_tokens: PositiveInt = 2048
     learning_rate: PositiveFloat
     projector_learning_rate: PositiveFloat | None = None
+    vision_learning_rate: PositiveFloat | None = None
     weight_decay: NonNegativeFloat = 0.0
     warmup_ratio: float = Field(default=0.03, ge=0, lt=1)
     max_grad_norm: PositiveFloat = 1.0
     seed: NonNegativeInt = 0
     checkpoint_every: PositiveInt = 100
+    precision: Literal["float32", "bfloat16"] = "float32"
     cache_features: bool = True
     workers: NonNegativeInt = 0
 
     @model_validator(mode="after")
     def _consistent(self) -> "Recipe":
-        if self.stage == "align" and self.lora is not None:
-            raise ValueError("stage align trains the projector alone; remove 'lora' or choose stage finetune")
+        if self.stage != "finetune" and self.lora is not None:
+            raise ValueError(f"stage {self.stage} leaves the LLM as it is; remove 'lora' or choose stage finetune")
+        if self.train_vision and self.cache_features:
+            raise ValueError("features of an encoder that is trained cannot be cached; set cache_features to false")
         return self
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from llava.checkpoints.files import write_safetensors
 from llava.checkpoints.gguf import open_gguf
-from llava.checkpoints.native import ADAPTER, LLM, Loaded, load_base, load_native, save_native
+from llava.checkpoints.native import ADAPTER, LLM, VISION, Loaded, load_base, load_native, save_native
 from llava.config import BaseParts, LlavaConfig
 from llava.errors import LlavaError
 from llava.fetch import Progress, resolve
@@ -48,6 +48,11 @@ def prepare(model: LlavaModel, recipe: Recipe) -> None:
             if isinstance(module, nn.Linear):
                 module.reset_parameters()
     model.projector.requires_grad_(True)
+    for name, parameter in model.vision.named_parameters():
+        parameter.requires_grad_(name.startswith(recipe.train_vision))
+    if recipe.train_vision and not any(parameter.requires_grad for parameter in model.vision.parameters()):
+        parts = sorted({name.split(".")[0] for name, _ in model.vision.named_parameters()})
+        raise LlavaError(f"train_vision: no part of the vision encoder begins so; it has {', '.join(parts)}")
     if recipe.stage == "finetune":
         if recipe.lora is None:
             model.llm.requires_grad_(True)
@@ -71,13 +76,13 @@ def _add_lora(model: LlavaModel, lora: Lora) -> None:
 
 
 def parameter_groups(model: LlavaModel, recipe: Recipe) -> list[dict[str, Any]]:
-    """The optimizer's groups: the projector may have a rate of its own; biases and norms never decay."""
+    """The optimizer's groups: projector and vision may have rates of their own; biases and norms never decay."""
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        in_projector = name.startswith("projector.")
-        rate = (recipe.projector_learning_rate if in_projector else None) or recipe.learning_rate
+        own = {"projector": recipe.projector_learning_rate, "vision": recipe.vision_learning_rate}
+        rate = own.get(name.split(".")[0]) or recipe.learning_rate
         decay = recipe.weight_decay if parameter.dim() > 1 else 0.0
         groups.setdefault((rate, decay), []).append(parameter)
     return [
@@ -92,6 +97,8 @@ def save_trained(output: Path, model: LlavaModel, recipe: Recipe) -> None:
         _save_adapter(output / ADAPTER, model, recipe.lora)
     elif recipe.stage == "finetune":
         write_safetensors(output / LLM, model.llm.state_dict())
+    if recipe.train_vision or (isinstance(recipe.model, Path) and (model_folder(str(recipe.model)) / VISION).exists()):
+        write_safetensors(output / VISION, model.vision.state_dict())
     save_native(output, model.config, model.projector.state_dict())
 
 

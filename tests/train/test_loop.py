@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from llava.errors import LlavaError
 from llava.models.llava import IMAGE_TOKEN
 from llava.processor import IGNORE
 from llava.train.log import read_log
-from llava.train.loop import loss_sum, rate_at, set_up, train
+from llava.train.loop import language_loss, rate_at, set_up, train
+from llava.train.matching import MOST_CAPTIONS, TEMPERATURE, captions_of
 from llava.train.preview import preview
 from llava.train.recipe import Recipe
 from tests.train.helpers import Watcher, recipe_values, write_base, write_data
@@ -125,21 +127,36 @@ def test_the_loss_equals_cross_entropy_over_full_logits(folder: Path) -> None:
     """Also: accumulated micro-batches of any split give the gradient of the whole batch."""
     run = set_up(finetune(folder, model=recipe_values(folder)["model"]), Watcher())
     batch = run.batch(list(range(6)))
-    loss = loss_sum(run.model, batch, cached=True)
+    loss = run.loss_sum(batch)
     images = run.model.projector(batch.visual).flatten(0, 1)
     logits = run.model.llm.logits(run.model(batch.ids, images))
     expected = F.cross_entropy(logits[:, :-1].flatten(0, 1), batch.labels[:, 1:].flatten(), reduction="sum")
     assert torch.allclose(loss, expected, rtol=1e-5)
     assert batch.supervised == int((batch.labels[:, 1:] != IGNORE).sum())
-    parts = sum(loss_sum(run.model, run.batch(indices), cached=True) for indices in ([0, 3], [1, 2, 4, 5]))
+    parts = sum(run.loss_sum(run.batch(indices)) for indices in ([0, 3], [1, 2, 4, 5]))
     assert torch.allclose(torch.as_tensor(parts), loss, rtol=1e-5)
+
+
+def test_bfloat16_is_near_float32_and_what_is_trained_stays_float32(folder: Path) -> None:
+    run = set_up(finetune(folder, model=recipe_values(folder)["model"], precision="bfloat16"), Watcher())
+    batch = run.batch(list(range(6)))
+    precisions = ("float32", "bfloat16")
+    exact, rounded = (language_loss(run.model, batch, batch.visual, precision) for precision in precisions)
+    assert rounded.dtype == torch.float32
+    assert exact != rounded  # it did compute in another precision
+    assert torch.allclose(exact, rounded, rtol=1e-2)  # bfloat16 keeps 8 bits of a number: 0.4%
+    rounded.backward()  # type: ignore[no-untyped-call]
+    trained = [parameter for parameter in run.model.parameters() if parameter.requires_grad]
+    assert all(p.dtype == torch.float32 and p.grad is not None and p.grad.isfinite().all() for p in trained)
+    train(recipe(folder, precision="bfloat16"), Watcher())
+    assert all(math.isfinite(log.loss) for log in read_log(folder / "out" / "log.jsonl"))
 
 
 def test_cached_features_are_exact(folder: Path) -> None:
     cached = set_up(recipe(folder), Watcher())
     plain = set_up(recipe(folder, cache_features=False), Watcher())
     indices = list(range(len(cached.data.samples)))
-    losses = [loss_sum(run.model, run.batch(indices), run.cache is not None) for run in (cached, plain)]
+    losses = [run.loss_sum(run.batch(indices)) for run in (cached, plain)]
     assert torch.allclose(losses[0], losses[1], rtol=1e-6)
 
 
@@ -174,12 +191,63 @@ def test_a_dry_run_shows_a_sample_and_trains_nothing(folder: Path) -> None:
     assert not (folder / "out" / "projector.safetensors").exists()
 
 
+def pictures_only(folder: Path) -> None:
+    rows = json.loads((folder / "data.json").read_text())
+    (folder / "data.json").write_text(json.dumps([row for row in rows if "image" in row]))
+
+
+def test_match_trains_projector_and_encoder_and_the_next_stages_keep_them(folder: Path) -> None:
+    pictures_only(folder)
+    before = load_native(train(recipe(folder, max_steps=1, learning_rate=1e-9), Watcher())).model.vision.state_dict()
+    watcher, changes = Watcher(), {"stage": "match", "cache_features": False, "train_vision": ["encoder.layers.1."]}
+    matched = train(
+        recipe(folder, max_steps=60, epochs=12, output=str(folder / "matched"), **changes, learning_rate=0.03), watcher
+    )
+    assert sum(log.loss for log in watcher.logs[-5:]) < 0.5 * sum(log.loss for log in watcher.logs[:5])
+    after = load_native(matched).model.vision.state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed and all(name.startswith("encoder.layers.1.") for name in changed)
+    aligned = train(recipe(folder, model=str(matched), output=str(folder / "aligned")), Watcher())
+    tuned = train(finetune(folder, model=str(aligned)), Watcher())
+    kept = load_native(tuned).model.vision.state_dict()
+    assert all(torch.equal(kept[name], after[name]) for name in after)
+    answers = Assistant(load_native(tuned)).chat([Message.user(Image(folder / "images" / "1.png"), "colour?")])
+    assert isinstance(answers, str)
+
+
+def test_the_matching_loss_equals_one_picture_at_a_time(folder: Path) -> None:
+    pictures_only(folder)
+    run = set_up(recipe(folder, stage="match"), Watcher())
+    assert len(run.captions) == 8 <= MOST_CAPTIONS  # four colours, of which some are sure
+    batch = run.batch([0, 1, 5, 7])
+    table = run.model.llm.embed_tokens.weight
+    texts = torch.stack([table[list(caption)].mean(0) for caption in run.captions])
+    texts = texts - texts.mean(0)
+    expected = 0.0
+    for row, features in zip(batch.labels.tolist(), batch.visual, strict=True):
+        picture = run.model.projector(features).mean(0)
+        scores = torch.cosine_similarity(picture[None], texts) / TEMPERATURE
+        expected -= torch.log_softmax(scores, 0)[run.captions.index(captions_of([row])[0])].item()
+    assert run.loss_sum(batch).item() == pytest.approx(expected, rel=1e-4)
+    assert run.weight(batch) == 4
+
+
+def test_match_needs_one_picture_a_row(folder: Path) -> None:
+    with pytest.raises(LlavaError, match="rows of one picture"):
+        set_up(recipe(folder, stage="match"), Watcher())
+
+
+def test_an_unknown_part_of_the_encoder_is_one_clear_error(folder: Path) -> None:
+    with pytest.raises(LlavaError, match=r"no part .* begins so; it has .*encoder"):
+        set_up(recipe(folder, cache_features=False, train_vision=["blocks"]), Watcher())
+
+
 def test_text_only_and_image_rows_go_into_different_batches(folder: Path) -> None:
     run = set_up(recipe(folder, stage="finetune"), Watcher())
     text = next(i for i, sample in enumerate(run.data.samples) if not sample.sizes)
     batch = run.batch([text])
     assert len(batch.visual) == 0 and not (batch.ids == IMAGE_TOKEN).any()
-    assert loss_sum(run.model, batch, cached=True).isfinite()
+    assert run.loss_sum(batch).isfinite()
 
 
 def test_the_schedule_warms_up_and_falls_to_zero() -> None:

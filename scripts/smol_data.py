@@ -1,0 +1,268 @@
+"""Make the training data of llava-smol: names and captions for stage 1, conversations for stage 2.
+
+    python scripts/smol_data.py data/llava-smol
+
+writes match.json, align.json, finetune.json and images/. Pictures come from the catalogue's training split (stamps, clip art,
+emoji in four styles; see llava/pictures), alone and composed to scenes of up to five things, and from easy-VQA's
+training split. Replies without a picture are SmolLM2's own, so that what it says there stays what it was.
+"""
+
+import argparse
+import json
+import random
+import sys
+from collections import Counter
+from pathlib import Path
+
+import PIL.Image
+
+from llava.cli.progress import bars
+from llava.eval.benchmarks.easy_vqa import Question, load_questions
+from llava.files import atomic_folder
+from llava.pictures.catalogue import Catalogue, Entry, load_catalogue, related
+from llava.pictures.scenes import Placed, scene, single, where
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from scripts import easy_vqa_data, smol_text
+
+NAMING = (
+    "What is this?", "What does the picture show?", "What is in the image?", "What do you see?", "Name what you see.",
+    "What is the name of this?", "What can be seen here?",
+)  # fmt: skip
+DESCRIBE = ("Describe the image.", "Describe the picture.", "What is happening in this picture?")
+KIND = ("What kind of thing is it?", "What kind of thing is this?", "What sort of thing is that?")
+COLOUR = ("What color is the {name}?", "Which colour is the {name}?", "What is the main color of the {name}?")
+PRESENT = (
+    "Is there {a} in the image?", "Is there {a} in the picture?", "Do you see {a}?", "Does the image show {a}?",
+    "Can you see {a} here?",
+)  # fmt: skip
+COUNT = ("How many {names} are there?", "How many {names} do you see?", "Count the {names}.")
+COUNT_ALL = ("How many things are in the picture?", "How many objects are there?", "How many things do you see?")
+WHERE = ("Where is the {one}, seen from the {other}?", "Where is the {one} relative to the {other}?")
+SELF = {
+    "Who are you?": "I am llava-smol, a tiny model that looks at pictures and answers simple questions about them.",
+    "What are you?": "I am llava-smol, a very small vision and language model. I am often wrong.",
+    "What can you do?": "I can name simple pictures, count a few things, tell colors and say whether "
+    "something is there. I am a tiny model and often wrong.",
+    "Which model is this?": "This is llava-smol: a small image encoder, a projector and SmolLM2-135M.",
+    "Can I rely on your answers?": "No. I am a tiny model and I make many mistakes.",
+}
+NUMBERS = ("zero", "one", "two", "three", "four", "five")
+
+
+def article(name: str) -> str:
+    """The name with "a" or "an", or as it is in the plural."""
+    if name.endswith("s") and not name.endswith("ss") and name.split()[-1] not in ("bus", "cactus", "octopus", "lens"):
+        return name
+    return f"an {name}" if name[0] in "aeiou" and not name.startswith(("uni", "eu")) else f"a {name}"
+
+
+def plural(name: str) -> str:
+    """The name of several."""
+    if name.endswith("s") and not name.endswith(("ss", "bus")):
+        return name
+    if name.endswith(("s", "x", "ch", "sh")):
+        return name + "es"
+    return name[:-1] + "ies" if name.endswith("y") and name[-2:-1] not in "aeiou" else name + "s"
+
+
+def capital(text: str) -> str:
+    """With a capital first letter."""
+    return text[0].upper() + text[1:]
+
+
+class Maker:
+    """Draws conversations about the catalogue's training pictures."""
+
+    def __init__(self, catalogue: Catalogue, rng: random.Random) -> None:
+        self.catalogue, self.rng = catalogue, rng
+        self.entries = catalogue.of("train")
+        counts = Counter(entry.name for entry in self.entries)
+        self.weights = [1 / counts[entry.name] ** 0.5 for entry in self.entries]  # names with many pictures less often
+
+    def draw(self) -> Entry:
+        """A random entry."""
+        return self.rng.choices(self.entries, self.weights)[0]
+
+    def others(self, shown: list[Entry], number: int) -> list[Entry]:
+        """Entries of other things than those shown, and than each other."""
+        found: list[Entry] = []
+        while len(found) < number:
+            entry = self.draw()
+            if not any(related(entry, one) for one in [*shown, *found]):
+                found.append(entry)
+        return found
+
+    def naming(self, entry: Entry) -> tuple[str, str]:
+        return self.rng.choice(NAMING), capital(article(entry.name)) + "."
+
+    def present(self, shown: list[Entry]) -> tuple[str, str]:
+        yes = self.rng.random() < 0.5
+        entry = self.rng.choice(shown) if yes else self.others(shown, 1)[0]
+        return self.rng.choice(PRESENT).format(a=article(entry.name)), "Yes." if yes else "No."
+
+    def choice(self, entry: Entry) -> tuple[str, str]:
+        names = [entry.name, *(other.name for other in self.others([entry], 3))]
+        self.rng.shuffle(names)
+        listed = " ".join(f"{letter}. {name}" for letter, name in zip("ABCD", names, strict=True))
+        return f"What is this? {listed} Answer with the letter.", "ABCD"[names.index(entry.name)]
+
+    def about_one(self, entry: Entry) -> list[tuple[str, str]]:
+        """Turns about a picture of one thing: questions that a name would answer stand before it is named."""
+        rng = self.rng
+        first = rng.choices((self.present([entry]), self.choice(entry), self.naming(entry)), (4, 3, 5))[0]
+        turns = [first]
+        if first[0] not in NAMING and rng.random() < 0.8:
+            turns.append(self.naming(entry))
+        later = []
+        if entry.kind:
+            later.append(
+                (rng.choice(KIND), capital(article(entry.kind) if entry.kind != "clothing" else entry.kind) + ".")
+            )
+        if entry.colour:
+            later.append((rng.choice(COLOUR).format(name=entry.name), capital(entry.colour) + "."))
+        absent = self.others([entry], 1)[0]
+        later.append(
+            (
+                rng.choice(COLOUR).format(name=absent.name),
+                f"There is no {absent.name} in the picture. It shows {article(entry.name)}.",
+            )
+        )
+        later.append(self.present([entry]))
+        rng.shuffle(later)
+        return turns + later[: rng.randint(1, 2)]
+
+    def about_scene(self, placed: list[Placed]) -> list[tuple[str, str]]:
+        rng, turns = self.rng, []
+        shown = [thing.entry for thing in placed]
+        names = Counter(entry.name for entry in shown)
+        name = rng.choice(list(names))
+        turns.append((rng.choice(COUNT).format(names=plural(name)), capital(NUMBERS[names[name]]) + "."))
+        if len(names) > 1:
+            turns.append((rng.choice(COUNT_ALL), capital(NUMBERS[len(shown)]) + "."))
+            unique = [thing for thing in placed if names[thing.entry.name] == 1]
+            pairs = [(a, b) for a in unique for b in unique if a is not b and where(a, b)]
+            if pairs:
+                one, other = rng.choice(pairs)
+                side = where(one, other)
+                text = {"left": "To the left", "right": "To the right", "above": "Above", "below": "Below"}[side or ""]
+                turns.append((rng.choice(WHERE).format(one=one.entry.name, other=other.entry.name), text + "."))
+        turns.append(self.present(shown))
+        rng.shuffle(turns)
+        if rng.random() < 0.3:
+            turns.append((rng.choice(DESCRIBE), caption_of(names)))
+        return turns[:4]
+
+    def group(self) -> list[Entry]:
+        """One to five things: copies of one, or different ones, or both."""
+        first, number = self.draw(), self.rng.randint(1, 5)
+        if self.rng.random() < 0.5:
+            return [first] * number
+        return [first, *self.others([first], number - 1)] if number > 1 else [first]
+
+
+def caption_of(names: Counter[str]) -> str:
+    """A sentence that tells everything in a scene."""
+    parts = [article(name) if number == 1 else f"{NUMBERS[number]} {plural(name)}" for name, number in names.items()]
+    listed = parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
+    return f"The picture shows {listed}."
+
+
+def row(name: str, turns: list[tuple[str, str]], image: str | None) -> dict[str, object]:
+    """A row of LLaVA's JSON."""
+    said = [{"from": who, "value": text} for turn in turns for who, text in zip(("human", "gpt"), turn, strict=True)]
+    if image is None:
+        return {"id": name, "conversations": said}
+    said[0]["value"] = "<image>\n" + said[0]["value"]
+    return {"id": name, "image": image, "conversations": said}
+
+
+def distilled(rng: random.Random, number: int) -> list[dict[str, object]]:
+    """SmolLM2's own replies to prompts without a picture, by its untrained self."""
+    return [row(f"text-{i}", [turn], None) for i, turn in enumerate(smol_text.replies(rng, number))]
+
+
+def main() -> None:
+    """Write the data set into the folder given on the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--views", type=int, default=3, help="of each picture, to match names with (default 3)")
+    parser.add_argument("--singles", type=int, default=9000)
+    parser.add_argument("--scenes", type=int, default=4000)
+    parser.add_argument("--shapes", type=int, default=1, help="conversations of each easy-VQA picture (default 1)")
+    parser.add_argument("--texts", type=int, default=300, help="replies without a picture")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    rng = random.Random(options.seed)
+    with bars() as progress:
+        catalogue = load_catalogue(progress.bytes)
+    maker = Maker(catalogue, rng)
+    match: list[dict[str, object]] = []
+    align: list[dict[str, object]] = []
+    finetune: list[dict[str, object]] = []
+    with atomic_folder(options.folder) as folder:
+        (folder / "images").mkdir()
+
+        def save(picture: PIL.Image.Image, name: str) -> str:
+            picture.save(folder / "images" / name, quality=92)
+            return name
+
+        for i in range(options.views * len(maker.entries)):
+            entry = maker.entries[i % len(maker.entries)]
+            image = save(single(catalogue, entry, rng), f"view-{i}.jpg")
+            match.append(row(f"view-{i}", [("Name it.", entry.name)], image))
+        for i in range(options.singles):
+            entry = maker.entries[i % len(maker.entries)] if i < len(maker.entries) else maker.draw()
+            image = save(single(catalogue, entry, rng), f"single-{i}.jpg")
+            align.append(row(f"single-{i}", [("Describe the image.", capital(article(entry.name)) + ".")], image))
+            finetune.append(row(f"single-{i}", maker.about_one(entry), image))
+        for i in range(options.scenes):
+            picture, placed = scene(catalogue, maker.group(), rng)
+            image = save(picture, f"scene-{i}.jpg")
+            finetune.append(row(f"scene-{i}", maker.about_scene(placed), image))
+            if i % 4 == 0:
+                names = Counter(thing.entry.name for thing in placed)
+                align.append(row(f"scene-{i}", [("Describe the image.", caption_of(names))], image))
+        shapes(options.shapes, rng, folder, match, align, finetune)
+        finetune += distilled(rng, options.texts)
+        finetune += [row(f"self-{i}", [turn], None) for i, turn in enumerate(list(SELF.items()) * 6)]
+        for name, rows in {"match": match, "align": align, "finetune": finetune}.items():
+            (folder / f"{name}.json").write_text(json.dumps(rows, indent=1))
+    print(f"{options.folder}: {len(match)} names, {len(align)} captions, {len(finetune)} conversations")
+
+
+def shapes(
+    conversations: int,
+    rng: random.Random,
+    folder: Path,
+    match: list[dict[str, object]],
+    align: list[dict[str, object]],
+    finetune: list[dict[str, object]],
+) -> None:
+    """The rows of easy-VQA's training split, as scripts/easy_vqa_data.py makes them."""
+    questions = load_questions("train")
+    asked = easy_vqa_data.wordings(questions)
+    by_image: dict[Path, list[Question]] = {}
+    for question in questions:
+        by_image.setdefault(question.image, []).append(question)
+    for number, (image, about) in enumerate(by_image.items()):
+        what = easy_vqa_data.facts(about)
+        if what is None:
+            continue
+        name = f"shape-{image.stem}.png"
+        (folder / "images" / name).write_bytes(image.read_bytes())
+        caption = rng.choice(easy_vqa_data.CAPTIONS).format(shape=what.shape, colour=what.colour)
+        if number % 3 == 0:
+            match.append(row(f"shape-{image.stem}", [("Name it.", f"{what.colour} {what.shape}")], name))
+        if number % 2 == 0:
+            align.append(row(f"shape-{image.stem}", [("Describe the image.", caption)], name))
+        for i in range(conversations):
+            turns = easy_vqa_data.conversation(what, asked, rng, "<image>\n")
+            finetune.append({"id": f"shape-{image.stem}-{i}", "image": name, "conversations": turns})
+        if number % 4 == 0:
+            turns = easy_vqa_data.conversation(what, asked, rng, f"{caption}\n")
+            finetune.append({"id": f"described-{image.stem}", "conversations": turns})
+
+
+if __name__ == "__main__":
+    main()
