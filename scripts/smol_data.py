@@ -2,9 +2,9 @@
 
     python scripts/smol_data.py data/llava-smol
 
-writes match.json, align.json, finetune.json and images/. Pictures come from the catalogue's training split (stamps, clip art,
-emoji in four styles; see llava/pictures), alone and composed to scenes of up to five things, and from easy-VQA's
-training split. Replies without a picture are SmolLM2's own, so that what it says there stays what it was.
+writes match.json, align.json, finetune.json and images/. Pictures come from the catalogue's training split (stamps,
+clip art, emoji in four styles; see llava/pictures), alone and composed to scenes of up to five things, and from
+easy-VQA's training split. Replies without a picture are SmolLM2's own, so that what it says there stays what it was.
 """
 
 import argparse

@@ -76,9 +76,14 @@ class HalfLinear(nn.Module):
         self.bias = None if bias is None else bias.float()
 
     def forward(self, x: Tensor) -> Tensor:
-        parts = [F.linear(x, self.weight[rows].float()) for rows in _slices(self.weight)]
-        y = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+        y = _by_parts(x, self.weight)
         return y if self.bias is None else y.add_(self.bias)
+
+
+def _by_parts(x: Tensor, weight: Tensor) -> Tensor:
+    """x times a weight of fewer bits, of which no more than a part is in float32 at a time."""
+    parts = [F.linear(x, weight[rows].float()) for rows in _slices(weight)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
 
 class Levels(nn.Module):
@@ -158,8 +163,12 @@ class Plain8Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])
         scales = flat.abs().amax(-1, keepdim=True).div_(_LEVELS).clamp_(min=_SMALLEST)
-        product = torch._int_mm((flat / scales).round_().char(), self.levels.t())
-        y: Tensor = product.float().mul_(self.scales).mul_(scales).view(*x.shape[:-1], -1)
+        rounded = (flat / scales).round_()
+        if sums_are_cut():  # then products of whole numbers are slow too; as floats they are the same up to 2**-24
+            product = _by_parts(rounded, self.levels)
+        else:
+            product = torch._int_mm(rounded.char(), self.levels.t()).float()
+        y: Tensor = product.mul_(self.scales).mul_(scales).view(*x.shape[:-1], -1)
         return y if self.bias is None else y.add_(self.bias)
 
 

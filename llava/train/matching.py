@@ -1,9 +1,9 @@
 """The loss of stage `match`: a picture's tokens, on average, lie where the words of its own caption do.
 
-A picture is told from others by the LLM's own table of embeddings: its tokens' mean must be nearer to the mean embedding
-of its caption's tokens than to those of other captions (InfoNCE: van den Oord et al. 2018; for pictures and captions:
-Radford et al. 2021). The LLM does not run, so a step costs little more than the vision encoder. What it gives is a
-projector, and on request an encoder, for `align` to begin with.
+A picture is told from others by the LLM's own table of embeddings: its tokens' mean must be nearer to the mean
+embedding of its caption's tokens than to those of other captions (InfoNCE: van den Oord et al. 2018; for pictures and
+captions: Radford et al. 2021). The LLM does not run, so a step costs little more than the vision encoder. What it gives
+is a projector, and on request an encoder, for `align` to begin with.
 """
 
 from collections.abc import Sequence

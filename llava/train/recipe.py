@@ -54,7 +54,8 @@ class Recipe(Strict):
     train_vision: parts of the vision encoder that are trained too, by what their names begin with ("" is all of it).
         LLaVA 1.6 trains all of it in stage 2, `unfreeze_mm_vision_tower`. Not with `cache_features`.
     batch_size: samples a forward pass; a step takes `accumulation` of them.
-    learning_rate: of the LLM, and of projector and vision encoder unless they have their own. Cosine to zero after linear warm-up.
+    learning_rate: of the LLM, and of projector and vision encoder unless they have their own. Cosine to zero after
+        linear warm-up.
     precision: what the LLM and the projector are computed in. bfloat16: by autocast; weights, gradients and the
         optimizer stay float32. It pays where the processor has matrix units for it: GPUs, and CPUs with AMX.
     cache_features: keep the frozen encoder's features on disk, where no augmentation changes the pictures. Exact.

@@ -93,8 +93,9 @@ def open_page(browser: Browser, address: str) -> Page:
 def ask(page: Page, text: str, *files: Path) -> None:
     expect(page.locator("#ask .stop-button")).to_have_count(0, timeout=PATIENCE)  # the answer before is whole
     if files:
-        page.locator("input[type=file]").first.set_input_files(list(files))
-        expect(page.locator(".thumbnail-item")).to_have_count(len(files), timeout=PATIENCE)
+        expect(page.locator("#ask textarea")).to_be_enabled(timeout=PATIENCE)
+        page.locator("#ask input[type=file]").set_input_files(list(files))
+        expect(page.locator("#ask .thumbnail-item")).to_have_count(len(files), timeout=PATIENCE)
     box = page.locator("#ask textarea")
     box.fill(text)
     box.press("Enter")
