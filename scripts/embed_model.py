@@ -1,4 +1,4 @@
-"""Put a trained model into the package: config, projector and adapter, without the run's logs.
+"""Put a trained model into the package: config, projector, adapter and encoder in 16 bits, without the run's logs.
 
     python scripts/embed_model.py runs/llava-smol-finetune llava/embedded/llava-smol
 
@@ -9,30 +9,38 @@ import shutil
 import sys
 from pathlib import Path
 
-from llava.checkpoints.native import ADAPTER, CONFIG, PROJECTOR, load_native
-from llava.files import write_text
+from llava.checkpoints.files import read_safetensors, write_safetensors
+from llava.checkpoints.native import ADAPTER, CONFIG, PROJECTOR, VISION, load_native
+from llava.errors import LlavaError
+from llava.files import atomic_folder
 
+CARD = "README.md"
 _LIMIT = 25_000_000  # bytes
 
 
 def main(source: Path, target: Path) -> None:
-    """Check that the model loads, then copy what makes it up, and its loss curves beside it."""
+    """Check that the model loads, then copy what makes it up."""
     load_native(source)
-    size = sum(path.stat().st_size for name in (PROJECTOR, ADAPTER) for path in _files(source / name))
-    if size > _LIMIT:
-        sys.exit(f"{source}: {size:,} bytes are too many to embed, the limit is {_LIMIT:,}")
-    target.mkdir(parents=True, exist_ok=True)
-    write_text(target / CONFIG, (source / CONFIG).read_text(encoding="utf-8"))
-    shutil.copyfile(source / PROJECTOR, target / PROJECTOR)
-    shutil.copytree(source / ADAPTER, target / ADAPTER, dirs_exist_ok=True)
+    weights = [path for path in sorted(source.glob("*.safetensors")) if path.name in (PROJECTOR, VISION)]
+    weights += sorted((source / ADAPTER).glob("*.safetensors"))
+    with atomic_folder(target) as folder:
+        if (target / CARD).exists():
+            shutil.copyfile(target / CARD, folder / CARD)
+        shutil.copyfile(source / CONFIG, folder / CONFIG)
+        shutil.copytree(source / ADAPTER, folder / ADAPTER, ignore=shutil.ignore_patterns("*.safetensors"))
+        for path in weights:
+            halves = {k: v.half() if v.is_floating_point() else v for k, v in read_safetensors(path).items()}
+            write_safetensors(folder / path.relative_to(source), halves)
+        size = sum((folder / path.relative_to(source)).stat().st_size for path in weights)
+        if size > _LIMIT:
+            raise LlavaError(f"{source}: {size:,} bytes are too many to embed, the limit is {_LIMIT:,}")
     print(f"{target}: {size:,} bytes of weights")
-
-
-def _files(path: Path) -> list[Path]:
-    return [path] if path.is_file() else sorted(item for item in path.rglob("*") if item.is_file())
 
 
 if __name__ == "__main__":
     if len(sys.argv) != 3:
         sys.exit(__doc__)
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    try:
+        main(Path(sys.argv[1]), Path(sys.argv[2]))
+    except LlavaError as error:
+        sys.exit(str(error))
