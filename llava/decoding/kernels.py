@@ -25,9 +25,9 @@ from llava.decoding.layout import FLOAT16, FLOAT32, INT8, INT8_BYTES, LAYER, ROW
 
 _F32, _I8, _I16, _I32, _I64 = ir.FloatType(), ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64)
 _BLOCK = 4  # outputs that are computed together
-# Rows that are computed together for each weight that is read: as many as there are registers for.
-_TOGETHER = 4 if has("avx512vl") else 1
-_LANES = 16  # inputs that are read together; they divide every number of inputs
+# Numbers that are read together, and rows that are computed together for each weight: as registers are wide and many.
+_LANES, _TOGETHER = (16, 4) if has("avx512vl") else (8, 2)
+_INT8_LANES = 16
 _WIDTHS = {FLOAT32: (4, 4), FLOAT16: (2, 4), INT8: (1, 2), INT8_BYTES: (1, 1)}  # bytes of a weight, of an input
 _SHARE = 16  # outputs that a thread has a multiple of: a line of the cache, which no two threads write
 
@@ -78,7 +78,7 @@ def _dots(kind: int, outputs: int, rows: int = 1) -> Any:
     stored, held, sums, lanes = {
         FLOAT32: (_F32, _F32, _F32, _LANES),
         FLOAT16: (ir.HalfType(), _F32, _F32, _LANES),
-        INT8: (_I8, _I16, _I32, _LANES),
+        INT8: (_I8, _I16, _I32, _INT8_LANES),
         INT8_BYTES: (_I8, _I8, _I32, layout.BYTES),
     }[kind]
     width, held_width = _WIDTHS[kind]
