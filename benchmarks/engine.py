@@ -8,8 +8,8 @@ clip: SmolLM2-135M behind a random CLIP ViT-L/14-336, LLaVA-1.5's vision cost, 5
 vLLM load one and the same folder in hf layout. smol: llava-smol; transformers runs its LLM behind our vision encoder.
 Sides that are marked as language only run no picture: other tokens stand in the place of its own, and it costs them
 nothing. They are not counted among the peers for figures that a picture is part of. One side after the other runs all
-its rounds, the first of which is not counted; start is a process of its own each time, from its beginning to the first token of an answer about a
-picture. The second table compares the best of ours with the best peer.
+its rounds, the first of which is not counted; start is a process of its own each time, from its beginning to the first
+token of an answer about a picture. The second table compares the best of ours with the best peer.
 """
 
 import argparse
