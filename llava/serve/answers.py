@@ -60,6 +60,7 @@ async def follow(
 ) -> AsyncGenerator[tuple[int, Delta, str], None]:
     """The deltas of a model's answers with the text to show of each; the choices are kept up to date, and measured."""
     start, firsts = time.monotonic(), [0.0] * len(choices)
+    between = metrics.between.labels(name)  # looked up once: it is used for each token
     deltas = engine.stream(requests)
     try:
         async for index, delta in deltas:
@@ -69,7 +70,7 @@ async def follow(
                     firsts[index] = now
                     metrics.first.labels(name).observe(now - start)
                 else:
-                    metrics.between.labels(name).observe((now - choice.last) / len(delta.ids))
+                    between.observe((now - choice.last) / len(delta.ids))
                 choice.last = now
             shown = choice.take(delta)
             if delta.finish and choice.last is not None and choice.last > firsts[index]:
@@ -128,9 +129,12 @@ def text_logprobs(tokenizer: Tokenizer, ids: Sequence[int], scored: Sequence[Sco
     return {"tokens": names, "token_logprobs": values, "top_logprobs": tops, "text_offset": offsets}
 
 
+_to_json = json.JSONEncoder(separators=(",", ":")).encode
+
+
 def event(body: JSON) -> bytes:
     """A server-sent event."""
-    return b"data: " + json.dumps(body, separators=(",", ":")).encode() + b"\n\n"
+    return b"data: " + _to_json(body).encode() + b"\n\n"
 
 
 DONE = b"data: [DONE]\n\n"
