@@ -43,6 +43,8 @@ SHORTER = {  # arguments added to a command, by how it begins
     "python benchmarks/precision.py": ["--questions", "2", "--windows", "1", "--answers", "3"],
     "python benchmarks/lookup.py": ["--rounds", "1", "--precision", "float16"],
     "python benchmarks/limits.py": ["llava-smol", "--precision", "int8", "--beside-8bit"],
+    "python benchmarks/serve.py load": ["--clients", "4", "--seconds", "5"],
+    "python benchmarks/serve.py throughput": ["--requests", "4"],
     "python scripts/random_model.py": ["{tmp}/random", "--layers", "1"],
     "python benchmarks/memory.py": ["{tmp}/random", "--precision", "int8", "--tokens", "2"],
 }
