@@ -85,12 +85,12 @@ def build(client: ApiClient) -> gr.Blocks:
                 sources=["upload"],
                 placeholder="Ask something; add pictures with the clip, or paste them",
                 max_plain_text_length=100_000,
+                stop_btn=True,  # of the textbox: with one of its own, the interface's argument is not heeded
             ),
             additional_inputs=[model, system, temperature, top_p, longest],
             additional_inputs_accordion=gr.Accordion("Model and parameters", open=False, render=False),
             examples=[[{"text": question, "files": [str(EXAMPLES / name)]}] for name, question in _QUESTIONS],
             concurrency_limit=None,
-            stop_btn=True,
             api_visibility="private",
         )
         page.load(choices, outputs=model, api_visibility="private")

@@ -13,6 +13,9 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from llava.checkpoints.native import ADAPTER
+from llava.registry import EMBEDDED
+
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 FLAGS += ["--disable-component-update", "--disable-sync"]
@@ -133,4 +136,26 @@ def test_the_page_with_a_server_inside(browser: Browser) -> None:
         page = open_page(browser, f"http://127.0.0.1:{own}")
         page.get_by_text("what shape is in the image?").first.click()  # an example, with its picture
         expect(page.locator(".message.bot").filter(has_text="triangle")).to_have_count(1, timeout=PATIENCE)
+        page.close()
+
+
+def test_an_answer_that_is_stopped_stays_and_the_next_one_comes(browser: Browser, tmp_path: Path) -> None:
+    """By SmolLM2 as it was, without our LoRA: it tells long stories."""
+    plain = tmp_path / "plain"
+    shutil.copytree(EMBEDDED["llava-smol"], plain, ignore=shutil.ignore_patterns(ADAPTER))
+    own = str(free_port())
+    with running("llava", "web", str(plain), "--port", own):
+        wait_for(f"http://127.0.0.1:{own}")
+        page = open_page(browser, f"http://127.0.0.1:{own}")
+        ask(page, "Write a very long story about a king and the sea.")
+        answers = page.locator(".message.bot")
+        expect(answers.last).to_contain_text("the", timeout=PATIENCE)  # it streams
+        page.locator("#ask .stop-button").click()
+        expect(page.locator("#ask .stop-button")).to_have_count(0, timeout=PATIENCE)
+        said = answers.last.inner_text()
+        assert 3 <= len(said) < 1500  # the longest answer, of 512 tokens, has over 2,000 characters
+        ask(page, "What is the capital of France?")
+        expect(answers).to_have_count(2, timeout=PATIENCE)
+        expect(answers.last).to_contain_text("Paris", timeout=PATIENCE)
+        assert answers.first.inner_text() == said
         page.close()
