@@ -40,7 +40,7 @@ def main() -> None:
             page.locator(".message.bot").filter(has_text="triangle").wait_for(timeout=60_000)
             page.locator("#ask textarea").fill("what color is the shape?")
             page.locator("#ask textarea").press("Enter")
-            page.locator(".message.bot").nth(1).wait_for(timeout=60_000)
+            page.locator(".message.bot").nth(1).filter(has_text="red").wait_for(timeout=60_000)
             page.wait_for_timeout(1000)
             page.screenshot(path=folder / "web-chat.png")
             browser.close()
