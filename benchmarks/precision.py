@@ -16,7 +16,7 @@ from pydoc_data.topics import topics
 import torch
 
 import llava
-from llava import Image, Message
+from llava import Message
 from llava.assistant import Assistant
 from llava.checkpoints.adapters import adapter_parameters
 from llava.checkpoints.native import ADAPTER
@@ -56,10 +56,8 @@ def answers(assistant: Assistant, count: int) -> list[list[int]]:
 def accuracy(assistant: Assistant, count: int) -> float:
     """Of so many of easy-VQA's test questions."""
     chosen = easy_vqa.choose(easy_vqa.load_questions("test"), count)
-    texts = assistant.chat_batch(
-        [[Message.user(Image(question.image), question.text)] for _, question in chosen], max_new_tokens=16
-    )
-    right = [easy_vqa.is_correct(said, question.answer) for said, (_, question) in zip(texts, chosen, strict=True)]
+    texts = assistant.chat_batch([[question.message()] for _, question in chosen], max_new_tokens=16)
+    right = [question.is_right(said) for said, (_, question) in zip(texts, chosen, strict=True)]
     return sum(right) / len(right)
 
 

@@ -141,6 +141,17 @@ PICTURES = {
     ),
 }
 
+# Photographs that llava-smol was never trained on: they come with scikit-image
+PHOTOGRAPHS = Part(
+    "python3-skimage",
+    "0.19.3-8",
+    "usr/lib/python3/dist-packages/skimage/data/",
+    20713608,
+    "728d88c3e3440f1f3712de0805dc834d29248ff07e1eec8c0f3da07606f752f9",
+    "BSD-3-Clause",
+    _DEBIAN + "s/skimage/python3-skimage_0.19.3-8_all.deb",
+)
+
 EMBEDDED = {"llava-smol": Path(__file__).parent / "embedded" / "llava-smol"}  # trained by us, shipped with the package
 
 

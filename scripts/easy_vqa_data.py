@@ -21,7 +21,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-from llava.eval.benchmarks.easy_vqa import COLOURS, SHAPES, Question, load_questions
+from llava.eval.benchmarks.easy_vqa import COLOURS, SHAPES, Question, by_image, load_questions
 from llava.files import atomic_folder
 
 CAPTIONS = (
@@ -113,10 +113,7 @@ def main() -> None:
     rng = random.Random(options.seed)
     questions = load_questions("train")
     asked = wordings(questions)
-    by_image: dict[Path, list[Question]] = defaultdict(list)
-    for question in questions:
-        by_image[question.image].append(question)
-    shown = {image: found for image, about in by_image.items() if (found := facts(about))}
+    shown = {image: found for image, about in by_image(questions).items() if (found := facts(about))}
     align: list[dict[str, object]] = []
     finetune: list[dict[str, object]] = []
     for image, what in shown.items():

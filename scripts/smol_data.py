@@ -1,8 +1,8 @@
-"""Make the training data of llava-smol: names and captions for stage 1, conversations for stage 2.
+"""Make the training data of llava-smol: captions for stage 1 (match), conversations for stage 2.
 
     python scripts/smol_data.py data/llava-smol
 
-writes match.json, align.json, finetune.json and images/. Pictures come from the catalogue's training split (stamps,
+writes match.json, finetune.json and images/. Pictures come from the catalogue's training split (stamps,
 clip art, emoji in four styles; see llava/pictures), alone and composed to scenes of up to five things, and from
 easy-VQA's training split. Replies without a picture are SmolLM2's own, so that what it says there stays what it was.
 """
@@ -17,7 +17,7 @@ from pathlib import Path
 import PIL.Image
 
 from llava.cli.progress import bars
-from llava.eval.benchmarks.easy_vqa import Question, load_questions
+from llava.eval.benchmarks.easy_vqa import by_image, load_questions
 from llava.files import atomic_folder
 from llava.pictures.catalogue import Catalogue, Entry, load_catalogue, related
 from llava.pictures.scenes import Placed, scene, single, where
@@ -102,18 +102,16 @@ class Maker:
         return self.rng.choice(PRESENT).format(a=article(entry.name)), "Yes." if yes else "No."
 
     def choice(self, entry: Entry) -> tuple[str, str]:
-        names = [entry.name, *(other.name for other in self.others([entry], 3))]
+        names = [article(one.name) for one in (entry, *self.others([entry], 3))]
+        right = capital(names[0]) + "."
         self.rng.shuffle(names)
-        listed = " ".join(f"{letter}. {name}" for letter, name in zip("ABCD", names, strict=True))
-        return f"What is this? {listed} Answer with the letter.", "ABCD"[names.index(entry.name)]
+        return f"What is this: {', '.join(names[:3])} or {names[3]}?", right
 
     def about_one(self, entry: Entry) -> list[tuple[str, str]]:
         """Turns about a picture of one thing: questions that a name would answer stand before it is named."""
         rng = self.rng
-        first = rng.choices((self.present([entry]), self.choice(entry), self.naming(entry)), (4, 3, 5))[0]
-        turns = [first]
-        if first[0] not in NAMING and rng.random() < 0.8:
-            turns.append(self.naming(entry))
+        present = [self.present([entry]), self.naming(entry)]
+        turns = rng.choices((present, [self.choice(entry)], [self.naming(entry)]), (3, 3, 6))[0]
         later = []
         if entry.kind:
             later.append(
@@ -130,7 +128,7 @@ class Maker:
         )
         later.append(self.present([entry]))
         rng.shuffle(later)
-        return turns + later[: rng.randint(1, 2)]
+        return turns + later[: rng.randint(0, 2)]
 
     def about_scene(self, placed: list[Placed]) -> list[tuple[str, str]]:
         rng, turns = self.rng, []
@@ -138,8 +136,8 @@ class Maker:
         names = Counter(entry.name for entry in shown)
         name = rng.choice(list(names))
         turns.append((rng.choice(COUNT).format(names=plural(name)), capital(NUMBERS[names[name]]) + "."))
+        turns.append((rng.choice(COUNT_ALL), capital(NUMBERS[len(shown)]) + "."))
         if len(names) > 1:
-            turns.append((rng.choice(COUNT_ALL), capital(NUMBERS[len(shown)]) + "."))
             unique = [thing for thing in placed if names[thing.entry.name] == 1]
             pairs = [(a, b) for a in unique for b in unique if a is not b and where(a, b)]
             if pairs:
@@ -153,19 +151,23 @@ class Maker:
             turns.append((rng.choice(DESCRIBE), caption_of(names)))
         return turns[:4]
 
-    def group(self) -> list[Entry]:
-        """One to five things: copies of one, or different ones, or both."""
-        first, number = self.draw(), self.rng.randint(1, 5)
+    def group(self, least: int = 1) -> list[Entry]:
+        """Up to five things: copies of one, or different ones."""
+        first, number = self.draw(), self.rng.randint(least, 5)
         if self.rng.random() < 0.5:
             return [first] * number
         return [first, *self.others([first], number - 1)] if number > 1 else [first]
 
 
+def listed(names: Counter[str]) -> str:
+    """What a scene shows: "a cat, two dogs and a bus"."""
+    parts = [article(name) if number == 1 else f"{NUMBERS[number]} {plural(name)}" for name, number in names.items()]
+    return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
+
+
 def caption_of(names: Counter[str]) -> str:
     """A sentence that tells everything in a scene."""
-    parts = [article(name) if number == 1 else f"{NUMBERS[number]} {plural(name)}" for name, number in names.items()]
-    listed = parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
-    return f"The picture shows {listed}."
+    return f"The picture shows {listed(names)}."
 
 
 def row(name: str, turns: list[tuple[str, str]], image: str | None) -> dict[str, object]:
@@ -186,10 +188,11 @@ def main() -> None:
     """Write the data set into the folder given on the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--views", type=int, default=3, help="of each picture, to match names with (default 3)")
-    parser.add_argument("--singles", type=int, default=9000)
-    parser.add_argument("--scenes", type=int, default=4000)
-    parser.add_argument("--shapes", type=int, default=1, help="conversations of each easy-VQA picture (default 1)")
+    parser.add_argument("--views", type=int, default=6, help="of each picture, for stage 1 (default 6)")
+    parser.add_argument("--groups", type=int, default=9000, help="pictures of several things, for stage 1")
+    parser.add_argument("--singles", type=int, default=8000, help="conversations about one thing (default 8000)")
+    parser.add_argument("--scenes", type=int, default=3200, help="conversations about several (default 3200)")
+    parser.add_argument("--shapes", type=int, default=1600, help="conversations about easy-VQA's pictures")
     parser.add_argument("--texts", type=int, default=300, help="replies without a picture")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -198,12 +201,16 @@ def main() -> None:
         catalogue = load_catalogue(progress.bytes)
     maker = Maker(catalogue, rng)
     match: list[dict[str, object]] = []
-    align: list[dict[str, object]] = []
     finetune: list[dict[str, object]] = []
-    with atomic_folder(options.folder) as folder:
+    with atomic_folder(options.folder) as folder, bars() as progress:
         (folder / "images").mkdir()
+        total = options.views * len(maker.entries) + options.groups + options.singles + options.scenes
+        made = 0
 
         def save(picture: PIL.Image.Image, name: str) -> str:
+            nonlocal made
+            made += 1
+            progress.items("making pictures", made, total)
             picture.save(folder / "images" / name, quality=92)
             return name
 
@@ -211,24 +218,23 @@ def main() -> None:
             entry = maker.entries[i % len(maker.entries)]
             image = save(single(catalogue, entry, rng), f"view-{i}.jpg")
             match.append(row(f"view-{i}", [("Name it.", entry.name)], image))
+        for i in range(options.groups):
+            picture, placed = scene(catalogue, maker.group(least=2), rng)
+            caption = listed(Counter(thing.entry.name for thing in placed))
+            match.append(row(f"group-{i}", [("Name it.", caption)], save(picture, f"group-{i}.jpg")))
         for i in range(options.singles):
-            entry = maker.entries[i % len(maker.entries)] if i < len(maker.entries) else maker.draw()
+            entry = maker.entries[i] if i < len(maker.entries) else maker.draw()
             image = save(single(catalogue, entry, rng), f"single-{i}.jpg")
-            align.append(row(f"single-{i}", [("Describe the image.", capital(article(entry.name)) + ".")], image))
             finetune.append(row(f"single-{i}", maker.about_one(entry), image))
         for i in range(options.scenes):
             picture, placed = scene(catalogue, maker.group(), rng)
-            image = save(picture, f"scene-{i}.jpg")
-            finetune.append(row(f"scene-{i}", maker.about_scene(placed), image))
-            if i % 4 == 0:
-                names = Counter(thing.entry.name for thing in placed)
-                align.append(row(f"scene-{i}", [("Describe the image.", caption_of(names))], image))
-        shapes(options.shapes, rng, folder, match, align, finetune)
+            finetune.append(row(f"scene-{i}", maker.about_scene(placed), save(picture, f"scene-{i}.jpg")))
+        shapes(options.shapes, rng, folder, match, finetune)
         finetune += distilled(rng, options.texts)
         finetune += [row(f"self-{i}", [turn], None) for i, turn in enumerate(list(SELF.items()) * 6)]
-        for name, rows in {"match": match, "align": align, "finetune": finetune}.items():
+        for name, rows in {"match": match, "finetune": finetune}.items():
             (folder / f"{name}.json").write_text(json.dumps(rows, indent=1))
-    print(f"{options.folder}: {len(match)} names, {len(align)} captions, {len(finetune)} conversations")
+    print(f"{options.folder}: {len(match)} captions, {len(finetune)} conversations")
 
 
 def shapes(
@@ -236,30 +242,20 @@ def shapes(
     rng: random.Random,
     folder: Path,
     match: list[dict[str, object]],
-    align: list[dict[str, object]],
     finetune: list[dict[str, object]],
 ) -> None:
     """The rows of easy-VQA's training split, as scripts/easy_vqa_data.py makes them."""
     questions = load_questions("train")
     asked = easy_vqa_data.wordings(questions)
-    by_image: dict[Path, list[Question]] = {}
-    for question in questions:
-        by_image.setdefault(question.image, []).append(question)
-    for number, (image, about) in enumerate(by_image.items()):
-        what = easy_vqa_data.facts(about)
-        if what is None:
-            continue
+    shown = [(image, what) for image, about in by_image(questions).items() if (what := easy_vqa_data.facts(about))]
+    for number, (image, what) in enumerate(rng.sample(shown, min(conversations, len(shown)))):
         name = f"shape-{image.stem}.png"
         (folder / "images" / name).write_bytes(image.read_bytes())
-        caption = rng.choice(easy_vqa_data.CAPTIONS).format(shape=what.shape, colour=what.colour)
-        if number % 3 == 0:
-            match.append(row(f"shape-{image.stem}", [("Name it.", f"{what.colour} {what.shape}")], name))
-        if number % 2 == 0:
-            align.append(row(f"shape-{image.stem}", [("Describe the image.", caption)], name))
-        for i in range(conversations):
-            turns = easy_vqa_data.conversation(what, asked, rng, "<image>\n")
-            finetune.append({"id": f"shape-{image.stem}-{i}", "image": name, "conversations": turns})
+        match.append(row(f"shape-{image.stem}", [("Name it.", f"{what.colour} {what.shape}")], name))
+        turns = easy_vqa_data.conversation(what, asked, rng, "<image>\n")
+        finetune.append({"id": f"shape-{image.stem}", "image": name, "conversations": turns})
         if number % 4 == 0:
+            caption = rng.choice(easy_vqa_data.CAPTIONS).format(shape=what.shape, colour=what.colour)
             turns = easy_vqa_data.conversation(what, asked, rng, f"{caption}\n")
             finetune.append({"id": f"described-{image.stem}", "conversations": turns})
 

@@ -9,7 +9,10 @@ from llava.cli.options import Beside8bitOption, DtypeOption, Load4bitOption, Loa
 from llava.errors import LlavaError
 
 if TYPE_CHECKING:
+    from llava.assistant import Assistant
+    from llava.eval.benchmarks.easy_vqa import Question
     from llava.eval.runner import Score
+    from llava.fetch import Progress
 
 HELP = """Measure a model on a benchmark.
 
@@ -23,6 +26,8 @@ Examples:
 
     llava eval smol-suite --model llava-smol
 
+    llava eval smol-suite --model llava-smol --base
+
 smol-suite fetches 350 MB of pictures at its first call, and also writes `answers.html`: every picture and answer.
 """
 BENCHMARKS = ("easy-vqa", "smol-suite")
@@ -35,6 +40,9 @@ def run(
     output: Annotated[Path | None, typer.Option(help="Default: runs/eval/BENCHMARK-MODEL.")] = None,
     shuffle_images: Annotated[
         bool, typer.Option("--shuffle-images", help="Control: each question is asked about another image.")
+    ] = False,
+    base: Annotated[
+        bool, typer.Option("--base", help="The LLM as it was before tuning, on the questions without a picture.")
     ] = False,
     dtype: DtypeOption = None,
     load_8bit: Load8bitOption = False,
@@ -57,7 +65,8 @@ def run(
     from llava.eval.benchmarks import easy_vqa, smol_suite
 
     suffix = (
-        ("-shuffled" if shuffle_images else "")
+        ("-base" if base else "")
+        + ("-shuffled" if shuffle_images else "")
         + (f"-{precision}" if precision else "")
         + ("-beside8" if beside_8bit else "")
     )
@@ -76,12 +85,17 @@ def run(
             "fingerprint": runner.fingerprint(folder),
             "limit": limit,
             "shuffle_images": shuffle_images,
+            "base": base,
             "precision": storage.precision,
             "beside_8bit": storage.beside_8bit,
         }
         if shuffle_images:
             questions = easy_vqa.shuffle_images(questions)
-        assistant = llava.load(model, precision=precision, beside_8bit=beside_8bit, progress=progress.bytes)
+        if base:
+            questions = [question for question in questions if question.image is None]
+            assistant = _untuned(folder, questions, progress.bytes)
+        else:
+            assistant = llava.load(model, precision=precision, beside_8bit=beside_8bit, progress=progress.bytes)
         chosen = easy_vqa.choose(questions, limit)
         answers = runner.evaluate(
             assistant,
@@ -99,6 +113,17 @@ def run(
         runner.write_page(where / runner.PAGE, answers, {index: question.image for index, question in chosen})
         typer.echo(f"{where / runner.PAGE}")
     typer.echo(f"{where / runner.SUMMARY}")
+
+
+def _untuned(folder: Path, questions: "list[Question]", progress: "Progress") -> "Assistant":
+    from llava.assistant import Assistant
+    from llava.checkpoints.native import load_base
+    from llava.config import load_config
+
+    config = load_config(folder / "config.json")
+    if config.base is None or not questions:
+        raise LlavaError("--base needs a model made of named parts, and a benchmark with questions without a picture")
+    return Assistant(load_base(config, progress))
 
 
 def _show(title: str, table: dict[str, "Score"]) -> None:

@@ -12,18 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from llava.assistant import Assistant
-from llava.chat.messages import Image, Message
 from llava.errors import LlavaError
-from llava.eval.benchmarks.easy_vqa import Question, is_correct
+from llava.eval.benchmarks.easy_vqa import Question
 from llava.files import os_errors, write_text
 
 ANSWERS, SETTINGS, SUMMARY, PAGE = "answers.jsonl", "settings.json", "summary.json", "answers.html"
-_MAX_NEW_TOKENS = 16
+_MAX_NEW_TOKENS = 24
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One answered question. image: the picture that was shown, which with shuffled images is not the question's."""
+    """One answered question. image: what was shown, if anything: with shuffled images it is not the question's."""
 
     index: int
     question: str
@@ -86,12 +85,12 @@ def evaluate(
         with (output / ANSWERS).open("a", encoding="utf-8") as file:
             for batch in _batches(left):
                 texts = assistant.chat_batch(
-                    [[Message.user(Image(question.image), question.text)] for _, question in batch],
+                    [[question.message()] for _, question in batch],
                     max_new_tokens=_MAX_NEW_TOKENS,
                 )
                 for (index, question), text in zip(batch, texts, strict=True):
-                    right = is_correct(text, question.answer, question.accepted)
-                    image = question.image.stem
+                    right = question.is_right(text)
+                    image = question.image.stem if question.image else ""
                     answer = Answer(index, question.text, image, question.answer, text, question.kind, right)
                     answers.append(answer)
                     file.write(json.dumps(asdict(answer)) + "\n")
@@ -115,16 +114,18 @@ def yes_ratio(answers: Sequence[Answer]) -> float | None:
     return sum(said) / len(said) if said else None
 
 
-def write_page(path: Path, answers: Sequence[Answer], images: Mapping[int, Path]) -> None:
+def write_page(path: Path, answers: Sequence[Answer], images: Mapping[int, Path | None]) -> None:
     """One HTML page with every picture, question and answer; the pictures are inside it."""
     rows = []
     for answer in answers:
-        encoded = base64.b64encode(images[answer.index].read_bytes()).decode()
+        shown = images[answer.index]
+        encoded = base64.b64encode(shown.read_bytes()).decode() if shown else ""
         mark, colour = ("right", "#dfd") if answer.correct else ("wrong", "#fdd")
         cells = [html.escape(text) for text in (answer.kind, answer.question, answer.expected, answer.answer)]
         rows.append(
-            f'<tr style="background:{colour}"><td><img width="112" loading="lazy" alt="" '
-            f'src="data:image/png;base64,{encoded}"></td>'
+            f'<tr style="background:{colour}"><td>'
+            + (f'<img width="112" loading="lazy" alt="" src="data:image/png;base64,{encoded}">' if shown else "")
+            + "</td>"
             + "".join(f"<td>{cell}</td>" for cell in cells)
             + f"<td>{mark}</td></tr>"
         )

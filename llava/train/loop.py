@@ -1,9 +1,11 @@
 """The training loop. One process; what is computed here stays the same when sharding is applied from outside."""
 
 import contextlib
+import ctypes
 import itertools
 import json
 import math
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -167,6 +169,7 @@ def train(recipe: Recipe, watcher: Watcher, restart: bool = False) -> Path:
         raise LlavaError(f"{recipe.output}: holds a finished run; choose another output, or --restart to begin anew")
     with os_errors(f"write to the output folder {recipe.output}"):
         recipe.output.mkdir(parents=True, exist_ok=True)
+    _keep_freed_memory()
     run = set_up(recipe, watcher)
     model = run.model
     optimizer = torch.optim.AdamW(parameter_groups(model, recipe), lr=recipe.learning_rate)
@@ -217,6 +220,14 @@ def train(recipe: Recipe, watcher: Watcher, restart: bool = False) -> Path:
     write_text(recipe.output / FINISHED, json.dumps(asdict(progress), indent=1) + "\n")
     discard_checkpoints(recipe.output)
     return recipe.output
+
+
+def _keep_freed_memory() -> None:
+    """Have glibc keep freed memory for the next step: pages from the kernel come zeroed, a fifth of a step's time."""
+    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
+        trim_threshold, mmap_max = -1, -4  # malloc.h
+        mallopt(mmap_max, 0)
+        mallopt(trim_threshold, 2**31 - 1)
 
 
 def _load(run: Run, skip: int) -> Iterator[Batch]:

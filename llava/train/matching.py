@@ -17,7 +17,7 @@ from llava.processor import IGNORE
 from llava.train.data import Batch
 
 TEMPERATURE = 0.05
-MOST_CAPTIONS = 4096  # that a picture is told from, in a step
+MOST_CAPTIONS = 16384  # that a picture is told from, in a step
 
 
 def captions_of(labels: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:

@@ -10,7 +10,7 @@ from llava.assistant import Assistant
 from llava.chat.messages import Image, Message
 from llava.checkpoints.native import Loaded
 from llava.errors import LlavaError
-from llava.eval.benchmarks.easy_vqa import KINDS, Question, choose, is_correct, load_questions, shuffle_images
+from llava.eval.benchmarks.easy_vqa import KINDS, Question, choose, load_questions, shuffle_images
 from llava.eval.runner import ANSWERS, Answer, Score, evaluate, scores, write_summary
 
 SETTINGS = {"model": "tiny"}
@@ -27,9 +27,20 @@ def test_answers_are_those_of_chat(tiny: Loaded, questions: list[tuple[int, Ques
     alone = Assistant(tiny)
     for (_, question), answer in zip(questions, answers, strict=True):
         turns = [Message.user(Image(question.image), question.text)]
-        assert answer.answer == alone.chat(turns, max_new_tokens=16)
+        assert answer.answer == alone.chat(turns, max_new_tokens=24)
     rows = [json.loads(line) for line in (tmp_path / "out" / ANSWERS).read_text().splitlines()]
     assert [row["answer"] for row in rows] == [answer.answer for answer in answers]
+
+
+def test_a_question_without_a_picture_is_asked_without_one_even_when_images_are_shuffled(
+    tiny: Loaded, questions: list[tuple[int, Question]], tmp_path: Path
+) -> None:
+    text = Question("what is the capital of France?", "Paris", "text", None, free=True)
+    *_, shuffled = shuffle_images([*(question for _, question in questions), text])
+    assert shuffled == text
+    (answer,) = evaluate(Assistant(tiny), [(0, shuffled)], SETTINGS, tmp_path)
+    assert answer.image == ""
+    assert answer.answer == Assistant(tiny).chat([Message.user(text.text)], max_new_tokens=24)
 
 
 def test_an_interrupted_run_goes_on_and_asks_nothing_twice(
@@ -95,4 +106,4 @@ def test_shuffled_questions_have_another_image() -> None:
     ("answer", "right"), [("red", True), ("Red.", True), (" red ", True), ("dark red", False), ("", False)]
 )
 def test_a_match_is_exact(answer: str, right: bool) -> None:
-    assert is_correct(answer, "red") == right
+    assert Question("which colour?", "red", "colour", None).is_right(answer) == right

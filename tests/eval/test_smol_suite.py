@@ -6,8 +6,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from llava.eval.benchmarks.easy_vqa import Question, is_correct
-from llava.eval.benchmarks.smol_suite import NUMBERS, make_questions
+from llava.eval.benchmarks.easy_vqa import Question
+from llava.eval.benchmarks.smol_suite import NUMBERS, make_questions, photographs, without_picture
 from llava.eval.runner import Answer, Score, write_page, yes_ratio
 from llava.pictures.catalogue import Catalogue, Entry
 
@@ -61,15 +61,15 @@ def test_naming_takes_synonyms_and_articles_and_nothing_else(questions: list[Que
     for question in of("naming, unseen emoji style", questions):
         assert list(hues(question)) == [question.answer]
         right = (question.answer, f"A {question.answer}.", f"{question.answer}let")
-        assert all(is_correct(text, question.answer, question.accepted) for text in right)
-        assert not is_correct("thing", question.answer, question.accepted)
+        assert all(question.is_right(text) for text in right)
+        assert not question.is_right("thing")
 
 
 def test_choices_yes_and_no_are_true(questions: list[Question]) -> None:
     for question in of("four-way choice", questions):
         (shown,) = hues(question)
-        assert f"{question.answer}. {shown} " in question.text
-        assert len({name for name in THINGS if f" {name}" in question.text}) == 4
+        assert question.answer == shown and question.is_right(f"A {shown}.")
+        assert len({name for name in THINGS if f" a {name}" in question.text}) == 4
     asked = of("yes/no", questions)
     assert sum(question.answer == "yes" for question in asked) == EACH / 2
     for question in asked:
@@ -92,6 +92,23 @@ def test_counts_go_from_one_to_five_equally_often(questions: list[Question]) -> 
     assert all(answers.count(number) == EACH / 5 for number in NUMBERS[1:])
 
 
+def test_questions_without_a_picture_take_sentences_but_not_parts_of_words() -> None:
+    asked = {question.text: question for question in without_picture()}
+    assert all(question.image is None and question.free for question in asked.values())
+    france, legs = asked["What is the capital of France?"], asked["How many legs does a dog have?"]
+    assert france.is_right("The capital of France is Paris.") and not france.is_right("It is Parisian.")
+    assert legs.is_right("A dog has 4 legs.") and not legs.is_right("Fourteen.")
+    assert asked["What is 2 plus 3?"].accepted == ("5", "five")
+
+
+def test_photographs_that_scikit_image_has(tmp_path: Path) -> None:
+    asked = photographs(tmp_path)
+    assert len(asked) == 10 and len({question.image for question in asked}) == 10
+    cat = next(question for question in asked if question.answer == "cat")
+    assert cat.image == tmp_path / "chelsea.png"
+    assert cat.is_right("A tabby cat.") and not cat.is_right("A cat and a dog.")
+
+
 def test_wilsons_interval() -> None:
     low, high = Score(8, 10).interval  # 0.490 to 0.943, as in Brown, Cai & DasGupta 2001
     assert (round(low, 3), round(high, 3)) == (0.490, 0.943)
@@ -101,7 +118,8 @@ def test_wilsons_interval() -> None:
 def test_the_page_shows_every_answer_and_escapes_it(tmp_path: Path, questions: list[Question]) -> None:
     image = questions[0].image
     answers = [Answer(i, "is it?", "0", "yes", text, "yes/no", i == 0) for i, text in enumerate(("Yes.", "<b>no</b>"))]
-    write_page(tmp_path / "page.html", answers, {0: image, 1: image})
+    text = Answer(2, "Paris?", "", "yes", "Yes", "text", True)
+    write_page(tmp_path / "page.html", [*answers, text], {0: image, 1: image, 2: None})
     page = (tmp_path / "page.html").read_text()
     assert page.count("data:image/png;base64,") == 2
     assert "&lt;b&gt;no&lt;/b&gt;" in page and "<b>" not in page

@@ -1,8 +1,9 @@
 """smol-suite: can a tiny model name what it is shown, choose, say yes or no, count, and tell where things are?
 
-All pictures are held out from training: stamps and clip art of the catalogue's test split, and the emoji style that is
-not trained on. They are composed by a fixed seed, once, in the user's cache. Absent things are asked for as often as
-present ones, and drawn from the same names (as POPE does: Li et al. 2023).
+All pictures are held out from training: stamps and clip art of the catalogue's test split, the emoji style that is not
+trained on, and photographs. They are composed by a fixed seed, once, in the user's cache. Absent things are asked for
+as often as present ones, and drawn from the same names (as POPE does: Li et al. 2023). Questions without a picture show
+what tuning has cost the LLM.
 """
 
 import json
@@ -15,15 +16,112 @@ import PIL.Image
 
 from llava.errors import LlavaError
 from llava.eval.benchmarks.easy_vqa import Question, choose, load_questions
-from llava.fetch import Progress, quiet
+from llava.fetch import Progress, fetch, quiet
 from llava.files import atomic_folder
 from llava.pictures.catalogue import Catalogue, Entry, load_catalogue, related
 from llava.pictures.scenes import scene, single, where
+from llava.registry import PHOTOGRAPHS
 
-VERSION = 1
+VERSION = 2
 NUMBERS = ("zero", "one", "two", "three", "four", "five")
 _STYLE, _EACH, _SHAPES = 300, 300, 200  # emoji to name; questions of each other kind; questions of easy-VQA
+TEXT = "without a picture"
 _SIDES = {"left": "To the left", "right": "To the right", "above": "Above", "below": "Below"}
+
+_PHOTOGRAPHS = {
+    "astronaut.png": ("astronaut", "spaceman", "cosmonaut", "woman", "woman astronaut"),
+    "camera.png": ("cameraman", "photographer", "camera", "movie camera", "man", "man with a camera"),
+    "chelsea.png": ("cat", "cat face", "kitten", "tabby", "tabby cat", "kitty", "domestic cat"),
+    "clock_motion.png": ("clock", "alarm clock", "wall clock", "watch"),
+    "coffee.png": ("cup of coffee", "coffee", "cup", "coffee cup", "hot beverage", "espresso"),
+    "coins.png": ("coin", "coins", "money"),
+    "horse.png": ("horse",),
+    "moon.png": ("moon", "full moon", "moon surface", "crater"),
+    "motorcycle_left.png": ("motorcycle", "motorbike", "bike", "motor scooter"),
+    "rocket.jpg": ("rocket", "spaceship", "missile", "projectile"),
+}
+_KNOWLEDGE: list[tuple[str, tuple[str, ...]]] = [
+    ("What is the capital of France?", ("Paris",)),
+    ("What is the capital of Japan?", ("Tokyo",)),
+    ("What is the capital of Italy?", ("Rome",)),
+    ("What is the capital of Germany?", ("Berlin",)),
+    ("What is the capital of Spain?", ("Madrid",)),
+    ("What is the capital of Russia?", ("Moscow",)),
+    ("What is the capital of China?", ("Beijing",)),
+    ("What is the capital of Egypt?", ("Cairo",)),
+    ("What is the capital of Greece?", ("Athens",)),
+    ("What is the capital of England?", ("London",)),
+    ("Which planet do we live on?", ("Earth",)),
+    ("Which planet is the largest of the solar system?", ("Jupiter",)),
+    ("Which planet is called the red planet?", ("Mars",)),
+    ("What do bees make?", ("honey",)),
+    ("What do cows give us to drink?", ("milk",)),
+    ("What is frozen water called?", ("ice",)),
+    ("What is the chemical formula of water?", ("H2O", "H₂O")),
+    ("What is the chemical symbol of gold?", ("Au",)),
+    ("Which gas do we breathe in to live?", ("oxygen",)),
+    ("Which gas do plants take from the air?", ("carbon dioxide", "CO2")),
+    ("How many days are in a week?", ("seven", "7")),
+    ("How many months are in a year?", ("twelve", "12")),
+    ("How many hours are in a day?", ("twenty-four", "24")),
+    ("How many minutes are in an hour?", ("sixty", "60")),
+    ("How many legs does a spider have?", ("eight", "8")),
+    ("How many legs does a dog have?", ("four", "4")),
+    ("How many wheels does a bicycle have?", ("two", "2")),
+    ("How many sides does a triangle have?", ("three", "3")),
+    ("How many continents are there?", ("seven", "7")),
+    ("Which month comes after January?", ("February",)),
+    ("Which day comes after Monday?", ("Tuesday",)),
+    ("Which season comes after winter?", ("spring",)),
+    ("What is the opposite of hot?", ("cold",)),
+    ("What is the opposite of up?", ("down",)),
+    ("What is the opposite of big?", ("small", "little")),
+    ("What is the opposite of day?", ("night",)),
+    ("What is the opposite of black?", ("white",)),
+    ("What is the opposite of happy?", ("sad", "unhappy")),
+    ("What color is the sky on a clear day?", ("blue",)),
+    ("What color is grass?", ("green",)),
+    ("What color is a ripe banana?", ("yellow",)),
+    ("What color is snow?", ("white",)),
+    ("What color is blood?", ("red",)),
+    ("What is the young of a cat called?", ("kitten", "kittens")),
+    ("What is the young of a dog called?", ("puppy", "pup", "puppies")),
+    ("Which animal says moo?", ("cow", "cows")),
+    ("Which animal barks?", ("dog", "dogs")),
+    ("Which is the largest animal in the sea?", ("whale", "blue whale")),
+    ("Which animal is the king of the jungle?", ("lion",)),
+    ("Who wrote Romeo and Juliet?", ("Shakespeare",)),
+    ("Who painted the Mona Lisa?", ("Leonardo", "da Vinci")),
+    ("Who was the first president of the United States?", ("Washington",)),
+    ("Who discovered gravity when an apple fell?", ("Newton",)),
+    ("Who developed the theory of relativity?", ("Einstein",)),
+    ("In which country is the Eiffel Tower?", ("France",)),
+    ("In which country are the pyramids of Giza?", ("Egypt",)),
+    ("On which continent is Brazil?", ("South America",)),
+    ("On which continent is Kenya?", ("Africa",)),
+    ("Which ocean is the largest?", ("Pacific",)),
+    ("Which mountain is the highest on Earth?", ("Everest",)),
+    ("Which language is spoken in Brazil?", ("Portuguese",)),
+    ("Which language is spoken in Mexico?", ("Spanish",)),
+    ("Which organ pumps blood through the body?", ("heart",)),
+    ("Which organ do we think with?", ("brain",)),
+    ("What do we use to hear?", ("ears", "ear")),
+    ("What do we call a person who teaches?", ("teacher",)),
+    ("What do we call a person who flies a plane?", ("pilot",)),
+    ("What do we call the place where books are lent?", ("library",)),
+    ("What do we call the star that gives us light by day?", ("sun",)),
+    ("At how many degrees Celsius does water boil?", ("100",)),
+    ("What is the last letter of the English alphabet?", ("Z",)),
+    ("What is the plural of mouse?", ("mice",)),
+    ("What is the plural of child?", ("children",)),
+    ("What is the past tense of go?", ("went",)),
+    ("What is the French word for hello?", ("bonjour", "salut")),
+    ("Which fruit is cider made of?", ("apple", "apples")),
+    ("What is bread made of?", ("flour",)),
+    ("What is cheese made of?", ("milk",)),
+    ("Which metal is attracted by a magnet?", ("iron", "steel", "nickel")),
+]  # fmt: skip
+_SUMS = ((2, 3), (1, 1), (2, 2), (1, 3), (1, 4))
 
 
 def load_suite(progress: Progress = quiet) -> list[Question]:
@@ -34,7 +132,8 @@ def load_suite(progress: Progress = quiet) -> list[Question]:
     if not index.exists():
         with atomic_folder(folder) as temporary:
             questions = make_questions(catalogue, temporary, progress=progress)
-            index_text = json.dumps([{**asdict(q), "image": q.image.name} for q in questions], indent=0)
+            rows = [{**asdict(q), "image": q.image and q.image.name} for q in questions]
+            index_text = json.dumps(rows, indent=0)
             (temporary / index.name).write_text(index_text, encoding="utf-8")
     try:
         rows = json.loads(index.read_text(encoding="utf-8"))
@@ -42,12 +141,31 @@ def load_suite(progress: Progress = quiet) -> list[Question]:
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise LlavaError(f"{index}: damaged ({error}); delete the folder and try again") from None
     shapes = [question for _, question in choose(load_questions("test", progress), _SHAPES)]
-    return made + [Question(q.text, q.answer, "easy-VQA", q.image) for q in shapes]
+    made += [Question(q.text, q.answer, "easy-VQA", q.image) for q in shapes]
+    return made + photographs(fetch(PHOTOGRAPHS, progress)) + without_picture()
+
+
+def photographs(folder: Path) -> list[Question]:
+    """Ten photographs that come with scikit-image."""
+    return [
+        Question("What is this?", names[0], "photographs", folder / file, _with_article(names))
+        for file, names in _PHOTOGRAPHS.items()
+    ]
+
+
+def without_picture() -> list[Question]:
+    """Questions that a small LLM can know."""
+    asked = _KNOWLEDGE + [(f"What is {a} plus {b}?", (str(a + b), NUMBERS[a + b])) for a, b in _SUMS]
+    return [Question(text, right[0], TEXT, None, right, free=True) for text, right in asked]
 
 
 def named(entry: Entry) -> tuple[str, ...]:
     """What counts as its name: the name or one of WordNet's synonyms, with or without an article."""
-    return tuple(before + word for word in (entry.name, *entry.also) for before in ("", "a ", "an ", "the "))
+    return _with_article((entry.name, *entry.also))
+
+
+def _with_article(words: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(before + word for word in words for before in ("", "a ", "an ", "the "))
 
 
 def make_questions(
@@ -104,12 +222,12 @@ class _Maker:
 
     def _choice(self, done: int) -> bool:
         entry = self.rng.choice(self.pool)
-        names = [entry.name, *(other.name for other in self._others([entry], 3))]
+        names = [one.name for one in (entry, *self._others([entry], 3))]
         self.rng.shuffle(names)
-        listed = " ".join(f"{letter}. {name}" for letter, name in zip("ABCD", names, strict=True))
+        one, two, three, four = (("an " if name[0] in "aeiou" else "a ") + name for name in names)
         picture = single(self.catalogue, entry, self.rng, vary=False)
-        answer = "ABCD"[names.index(entry.name)]
-        self._add(picture, f"What is this? {listed} Answer with the letter.", answer, "four-way choice", (entry.name,))
+        text = f"What is this: {one}, {two}, {three} or {four}?"
+        self._add(picture, text, entry.name, "four-way choice", _with_article((entry.name,)))
         return True
 
     def _present(self, done: int) -> bool:

@@ -36,14 +36,17 @@ class _Conv(nn.Module):
         self.norm = nn.BatchNorm2d(outputs, eps=1e-3)
 
     def forward(self, x: Tensor) -> Tensor:
-        pads = [max((-(-n // self.stride) - 1) * self.stride + self.kernel - n, 0) for n in (x.shape[3], x.shape[2])]
-        if any(pads):
-            x = F.pad(x, [side for pad in pads for side in (pad // 2, pad - pad // 2)])
-        x = self.conv(x)
-        # Always the stored statistics: the encoder is frozen, whatever mode the model around it is in.
-        mean, var = self.norm.running_mean, self.norm.running_var
-        out: Tensor = F.batch_norm(x, mean, var, self.norm.weight, self.norm.bias, eps=self.norm.eps)
-        return out
+        pads = [max((-(-n // self.stride) - 1) * self.stride + self.kernel - n, 0) for n in (x.shape[2], x.shape[3])]
+        even = pads[0] % 2 == pads[1] % 2 == 0
+        if not even:
+            x = F.pad(x, [side for pad in reversed(pads) for side in (pad // 2, pad - pad // 2)])
+        # Always the stored statistics, whatever mode the model around is in: the norm is a factor and a shift of each
+        # channel, taken into the convolution. Passes over the pictures cost more than this one over the weights.
+        scale = self.norm.weight * torch.rsqrt(self.norm.running_var + self.norm.eps)  # type: ignore[arg-type,operator]
+        shift = self.norm.bias - self.norm.running_mean * scale  # type: ignore[operator]
+        weight = self.conv.weight * scale[:, None, None, None]
+        padding = (pads[0] // 2, pads[1] // 2) if even else (0, 0)
+        return F.conv2d(x, weight, shift, self.conv.stride, padding, self.conv.dilation, self.conv.groups)
 
 
 class _Block(nn.Module):
