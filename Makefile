@@ -24,12 +24,12 @@ types: .venv/dev
 parts: .venv/core
 	$(BIN)/python -m llava.fetch
 
-data: .venv/core
-	$(BIN)/python scripts/easy_vqa_data.py data/easy-vqa
+data: .venv/dev
+	$(BIN)/python scripts/smol_data.py data/llava-smol
 
 # Retrain the embedded model from scratch, by both stages, and put it into the package.
 llava-smol: .venv/dev data
-	$(BIN)/llava train recipes/llava-smol-align.yaml
+	$(BIN)/llava train recipes/llava-smol-match.yaml
 	$(BIN)/llava train recipes/llava-smol-finetune.yaml
 	$(BIN)/python scripts/embed_model.py runs/llava-smol-finetune llava/embedded/llava-smol
 

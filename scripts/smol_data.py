@@ -2,9 +2,9 @@
 
     python scripts/smol_data.py data/llava-smol
 
-writes match.json, finetune.json and images/. Pictures come from the catalogue's training split (stamps,
-clip art, emoji in four styles; see llava/pictures), alone and composed to scenes of up to five things, and from
-easy-VQA's training split. Replies without a picture are SmolLM2's own, so that what it says there stays what it was.
+writes match.json, finetune.json, images/ and card.html (sources, licences, counts, examples). Pictures come from the
+catalogue's training split (stamps, clip art, emoji in four styles; see llava/pictures), alone and composed to scenes of
+up to five things, and from easy-VQA's training split. Replies without a picture are SmolLM2's own, so that what it says there stays what it was.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from llava.pictures.catalogue import Catalogue, Entry, load_catalogue, related
 from llava.pictures.scenes import Placed, scene, single, where
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from scripts import easy_vqa_data, smol_text
+from scripts import easy_vqa_data, smol_card, smol_text
 
 NAMING = (
     "What is this?", "What does the picture show?", "What is in the image?", "What do you see?", "Name what you see.",
@@ -159,15 +159,16 @@ class Maker:
         return [first, *self.others([first], number - 1)] if number > 1 else [first]
 
 
-def listed(names: Counter[str]) -> str:
-    """What a scene shows: "a cat, two dogs and a bus"."""
-    parts = [article(name) if number == 1 else f"{NUMBERS[number]} {plural(name)}" for name, number in names.items()]
-    return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
+def words(names: Counter[str]) -> str:
+    """What a scene shows, in words that tell it from other scenes: "cat two dogs bus"."""
+    return " ".join(name if number == 1 else f"{NUMBERS[number]} {plural(name)}" for name, number in names.items())
 
 
 def caption_of(names: Counter[str]) -> str:
     """A sentence that tells everything in a scene."""
-    return f"The picture shows {listed(names)}."
+    parts = [article(name) if number == 1 else f"{NUMBERS[number]} {plural(name)}" for name, number in names.items()]
+    listed = parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
+    return f"The picture shows {listed}."
 
 
 def row(name: str, turns: list[tuple[str, str]], image: str | None) -> dict[str, object]:
@@ -220,7 +221,7 @@ def main() -> None:
             match.append(row(f"view-{i}", [("Name it.", entry.name)], image))
         for i in range(options.groups):
             picture, placed = scene(catalogue, maker.group(least=2), rng)
-            caption = listed(Counter(thing.entry.name for thing in placed))
+            caption = words(Counter(thing.entry.name for thing in placed))
             match.append(row(f"group-{i}", [("Name it.", caption)], save(picture, f"group-{i}.jpg")))
         for i in range(options.singles):
             entry = maker.entries[i] if i < len(maker.entries) else maker.draw()
@@ -232,8 +233,10 @@ def main() -> None:
         shapes(options.shapes, rng, folder, match, finetune)
         finetune += distilled(rng, options.texts)
         finetune += [row(f"self-{i}", [turn], None) for i, turn in enumerate(list(SELF.items()) * 6)]
-        for name, rows in {"match": match, "finetune": finetune}.items():
+        data = {"match": match, "finetune": finetune}
+        for name, rows in data.items():
             (folder / f"{name}.json").write_text(json.dumps(rows, indent=1))
+        smol_card.write_card(folder / "card.html", catalogue, data, folder / "images")
     print(f"{options.folder}: {len(match)} captions, {len(finetune)} conversations")
 
 

@@ -6,12 +6,14 @@ import re
 from collections import Counter
 from pathlib import Path
 
+import PIL.Image
 import pytest
 
 from llava.pictures.catalogue import Catalogue, Entry
 from llava.pictures.scenes import Placed
 from llava.train.data import messages_of
-from scripts.smol_data import NAMING, PRESENT, Maker, article, caption_of, listed, plural, row
+from scripts.smol_card import write_card
+from scripts.smol_data import NAMING, PRESENT, Maker, article, caption_of, plural, row, words
 
 NAMES = ("apple", "dog", "bus", "hammer", "cherry", "fox", "glasses", "unicorn")
 
@@ -81,11 +83,22 @@ def test_turns_about_a_scene_are_true(maker: Maker) -> None:
     assert {"Two.", "One.", "Three.", "Yes.", "No.", "The picture shows a fox and two dogs."} <= seen
 
 
+def test_the_card_shows_sources_counts_and_examples(tmp_path: Path) -> None:
+    PIL.Image.new("RGB", (8, 8), "red").save(tmp_path / "a.jpg")
+    entries = [Entry(f"{i}.png", "stamps", "dog", (), None, (), None, "test" if i == 0 else "train") for i in range(4)]
+    rows = [row("a", [("What is <this>?", "A dog.")], "a.jpg"), row("b", [("Hello", "Hi.")], None)]
+    write_card(tmp_path / "card.html", Catalogue(tmp_path, entries), {"finetune": rows}, tmp_path)
+    page = (tmp_path / "card.html").read_text()
+    assert "<td>GPL-2</td><td>3</td><td>1</td>" in page and "finetune.json: 2 rows" in page
+    assert page.count("data:image/jpeg;base64,") == 1
+    assert "&gt; What is &lt;this&gt;?<br>- A dog." in page and "&gt; Hello<br>- Hi." in page
+
+
 def test_a_caption_and_a_row_that_training_takes() -> None:
     assert (
         caption_of(Counter({"dog": 2, "apple": 1, "fox": 3})) == "The picture shows two dogs, an apple and three foxes."
     )
-    assert listed(Counter({"bus": 5})) == "five buses"
+    assert words(Counter({"bus": 5, "dog": 1})) == "five buses dog"
     turns = [("What is this?", "A dog."), ("Is there a fox?", "No.")]
     messages = messages_of(json.loads(json.dumps(row("a", turns, "a.jpg"))), Path("images"))
     assert [message.role for message in messages] == ["user", "assistant"] * 2

@@ -17,11 +17,11 @@ Interrupted at any moment, the same command goes on from the last checkpoint. Th
 
 Examples:
 
-    llava train recipes/llava-smol-align.yaml --dry-run
+    llava train recipes/easy-vqa-align.yaml --dry-run
 
-    llava train recipes/llava-smol-align.yaml
+    llava train recipes/easy-vqa-align.yaml
 
-    llava train recipes/llava-smol-finetune.yaml max_steps=50 lora.rank=4 output=runs/try
+    llava train recipes/easy-vqa-finetune.yaml max_steps=50 lora.rank=4 output=runs/try
 """
 
 

@@ -7,7 +7,7 @@ import pytest
 from llava.errors import LlavaError
 from llava.train.recipe import load_recipe
 
-ALIGN = Path(__file__).parents[2] / "recipes" / "llava-smol-align.yaml"
+ALIGN = Path(__file__).parents[2] / "recipes" / "easy-vqa-align.yaml"
 
 
 @pytest.mark.parametrize("path", sorted(ALIGN.parent.glob("*.yaml")), ids=lambda path: path.stem)
