@@ -4,7 +4,8 @@
 
 writes match.json, finetune.json, images/ and card.html (sources, licences, counts, examples). Pictures come from the
 catalogue's training split (stamps, clip art, emoji in four styles; see llava/pictures), alone and composed to scenes of
-up to five things, and from easy-VQA's training split. Replies without a picture are SmolLM2's own, so that what it says there stays what it was.
+up to five things, and from easy-VQA's training split. Replies without a picture are SmolLM2's own, so that what it says
+there stays what it was.
 """
 
 import argparse

@@ -61,14 +61,19 @@ def load_native(
     config = load_config(folder / CONFIG)
     loaded = load_base(config, progress, folder if with_adapter else None, target)
     model = loaded.model
-    if (folder / VISION).exists():
-        load_strict(model.vision, read_safetensors(folder / VISION), folder / VISION)
-    load_strict(model.projector, read_safetensors(folder / PROJECTOR), folder / PROJECTOR)
+    load_eyes(model, folder)
     with packing(model, target) as packer:
         for name in list(model.state_dict()) if packer else ():
             if packer and not name.startswith("llm."):
                 packer.arrived(name)
     return loaded
+
+
+def load_eyes(model: LlavaModel, folder: Path) -> None:
+    """Load what was trained between pixels and LLM: the projector, and the encoder if it was. Raises LlavaError."""
+    if (folder / VISION).exists():
+        load_strict(model.vision, read_safetensors(folder / VISION), folder / VISION)
+    load_strict(model.projector, read_safetensors(folder / PROJECTOR), folder / PROJECTOR)
 
 
 def load_base(
