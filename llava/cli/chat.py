@@ -69,6 +69,7 @@ def run(
     import llava
     from llava.cli.progress import bars
     from llava.engine.sampling import Sampling
+    from llava.registry import ABOUT_EMBEDDED, EMBEDDED
 
     sampling = Sampling(max_new_tokens, temperature, top_p, top_k, seed)
     with bars() as progress:
@@ -83,7 +84,7 @@ def run(
         conversation.append(_answer(assistant, conversation, sampling))
         visuals = []
     if interactive:
-        _converse(assistant, conversation, visuals, sampling, frames, fps)
+        _converse(assistant, conversation, visuals, sampling, frames, fps, ABOUT_EMBEDDED if model in EMBEDDED else "")
 
 
 def _answer(assistant: "Assistant", conversation: list[Message], sampling: "Sampling") -> Message:
@@ -115,6 +116,7 @@ def _converse(
     sampling: "Sampling",
     frames: int,
     fps: float | None,
+    about: str,
 ) -> None:
     """Read from the terminal until it ends. A mistake is told, and the conversation goes on."""
     import contextlib
@@ -122,6 +124,8 @@ def _converse(
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  line editing and history for `input`
 
+    if about:
+        typer.echo(f"\n{about}", err=True)
     typer.echo("Ask on, or: /image FILE, /video FILE, /reset, /quit", err=True)
     while True:
         try:

@@ -19,12 +19,12 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read where gradio 
 import gradio as gr
 
 from llava.errors import LlavaError
+from llava.registry import ABOUT_EMBEDDED
 from llava.serve.client import ApiClient, data_url
 
 EXAMPLES = Path(__file__).parent / "examples"
 FAILED = "This failed"  # the title of an error in the chat: not part of the conversation
-ABOUT = """Answers come from the model that is chosen. `llava-smol`, which comes with the project, is tiny: it knows
-coloured shapes like those below and answers anything else wrongly, with confidence."""
+ABOUT = f"Answers come from the model that is chosen. {ABOUT_EMBEDDED}"
 _QUESTIONS = (
     ("shape.png", "what color is the shape?"),
     ("triangle.png", "what shape is in the image?"),
