@@ -24,14 +24,14 @@ types: .venv/dev
 parts: .venv/core
 	$(BIN)/python -m llava.fetch
 
-data: .venv/dev
-	$(BIN)/python scripts/smol_data.py data/llava-smol
+data: .venv/core
+	$(BIN)/python scripts/easy_vqa_data.py data/easy-vqa
 
 # Retrain the embedded model from scratch, by both stages, and put it into the package.
 llava-smol: .venv/dev data
-	$(BIN)/llava train recipes/llava-smol-match.yaml
-	$(BIN)/llava train recipes/llava-smol-finetune.yaml
-	$(BIN)/python scripts/embed_model.py runs/llava-smol-finetune llava/embedded/llava-smol
+	$(BIN)/llava train recipes/easy-vqa-align.yaml
+	$(BIN)/llava train recipes/easy-vqa-finetune.yaml
+	$(BIN)/python scripts/embed_model.py runs/easy-vqa-finetune llava/embedded/llava-smol
 
 clean:
 	rm -rf .venv build dist *.egg-info

@@ -153,10 +153,7 @@ PHOTOGRAPHS = Part(
 )
 
 EMBEDDED = {"llava-smol": Path(__file__).parent / "embedded" / "llava-smol"}  # trained by us, shipped with the package
-ABOUT_EMBEDDED = (
-    "llava-smol is tiny. It names simple pictures of one thing, tells colours, counts to five and says whether "
-    "something is there, and is often wrong. It cannot read, knows few photographs, and makes up what it does not know."
-)
+ABOUT_EMBEDDED = "llava-smol is tiny: it knows coloured shapes, one to a picture, and answers anything else wrongly, with confidence."
 
 
 @dataclass(frozen=True)

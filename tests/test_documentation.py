@@ -17,7 +17,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "llav
 # CI itself makes and installs (.ci/run), `make llava-smol` takes an hour, and peers take ten minutes to compile; what
 # needs the catalogue fetches 350 MB from npm and Debian: tests/pictures and tests/eval run it on a small one
 CATALOGUE = ("llava eval smol-suite", "python benchmarks/encoders.py", "python scripts/smol_data.py")
-LONG = ("llava train recipes/llava-smol-", *CATALOGUE)
+LONG = ("llava train recipes/pictures-", *CATALOGUE)
 ELSEWHERE = ("make ", "benchmarks/peers.sh", "python benchmarks/engine.py", "pip install", *LONG)
 SHORTER = {  # arguments added to a command, by how it begins
     "llava eval": ["--limit", "10", "--output", "{tmp}/eval", "--restart"],
