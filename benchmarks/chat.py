@@ -38,7 +38,7 @@ import torch
 
 from llava import Image, LlavaError, Message
 from llava.assistant import Assistant
-from llava.checkpoints.native import CONFIG, load_base, load_eyes, load_native
+from llava.checkpoints.native import CONFIG, load_base, load_native, load_visual_parts
 from llava.config import Precision, Storage, load_config
 from llava.engine.engine import Engine
 from llava.engine.sampling import Sampling
@@ -80,7 +80,7 @@ class Theirs:
         self.new_cache = DynamicCache
         self.llm = LlamaForCausalLM.from_pretrained(exported, dtype=torch.float32, attn_implementation="sdpa")
         base = load_base(load_config(model / CONFIG), with_llm=False)
-        load_eyes(base.model, model)
+        load_visual_parts(base.model, model)
         self.encode, self.processor = base.model.encode, base.processor
 
     def reset(self) -> None:

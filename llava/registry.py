@@ -153,9 +153,7 @@ PHOTOGRAPHS = Part(
 )
 
 EMBEDDED = {"llava-smol": Path(__file__).parent / "embedded" / "llava-smol"}  # trained by us, shipped with the package
-ABOUT_EMBEDDED = (
-    "llava-smol is tiny: it knows coloured shapes, one a picture, and answers anything else confidently wrong."
-)
+ABOUT_EMBEDDED = "llava-smol is tiny: it knows coloured shapes, one a picture, and answers anything else wrongly."
 
 
 @dataclass(frozen=True)

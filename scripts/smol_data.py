@@ -19,6 +19,7 @@ import PIL.Image
 
 from llava.cli.progress import bars
 from llava.eval.benchmarks.easy_vqa import by_image, load_questions
+from llava.eval.benchmarks.smol_suite import NUMBERS, SIDES
 from llava.files import atomic_folder
 from llava.pictures.catalogue import Catalogue, Entry, load_catalogue, related
 from llava.pictures.scenes import Placed, scene, single, where
@@ -48,7 +49,6 @@ SELF = {
     "Which model is this?": "This is llava-smol: a small image encoder, a projector and SmolLM2-135M.",
     "Can I rely on your answers?": "No. I am a tiny model and I make many mistakes.",
 }
-NUMBERS = ("zero", "one", "two", "three", "four", "five")
 
 
 def article(name: str) -> str:
@@ -140,12 +140,11 @@ class Maker:
         turns.append((rng.choice(COUNT_ALL), capital(NUMBERS[len(shown)]) + "."))
         if len(names) > 1:
             unique = [thing for thing in placed if names[thing.entry.name] == 1]
-            pairs = [(a, b) for a in unique for b in unique if a is not b and where(a, b)]
+            pairs = [(a, b, side) for a in unique for b in unique if a is not b and (side := where(a, b))]
             if pairs:
-                one, other = rng.choice(pairs)
-                side = where(one, other)
-                text = {"left": "To the left", "right": "To the right", "above": "Above", "below": "Below"}[side or ""]
-                turns.append((rng.choice(WHERE).format(one=one.entry.name, other=other.entry.name), text + "."))
+                one, other, side = rng.choice(pairs)
+                question = rng.choice(WHERE).format(one=one.entry.name, other=other.entry.name)
+                turns.append((question, SIDES[side] + "."))
         turns.append(self.present(shown))
         rng.shuffle(turns)
         if rng.random() < 0.3:

@@ -9,11 +9,13 @@ from pathlib import Path
 import PIL.Image
 import pytest
 
+from llava.eval.runner import Answer
 from llava.pictures.catalogue import Catalogue, Entry
 from llava.pictures.scenes import Placed
 from llava.train.data import messages_of
 from scripts.smol_card import write_card
 from scripts.smol_data import NAMING, PRESENT, Maker, article, caption_of, plural, row, words
+from scripts.smol_sheet import sheet
 
 NAMES = ("apple", "dog", "bus", "hammer", "cherry", "fox", "glasses", "unicorn")
 
@@ -92,6 +94,18 @@ def test_the_card_shows_sources_counts_and_examples(tmp_path: Path) -> None:
     assert "<td>GPL-2</td><td>3</td><td>1</td>" in page and "finetune.json: 2 rows" in page
     assert page.count("data:image/jpeg;base64,") == 1
     assert "&gt; What is &lt;this&gt;?<br>- A dog." in page and "&gt; Hello<br>- Hi." in page
+
+
+def test_a_sheet_shows_right_answers_in_green_and_wrong_ones_in_red(tmp_path: Path) -> None:
+    PIL.Image.new("RGB", (300, 100), "blue").save(tmp_path / "a.png")
+    long = "Is there a dog in this picture, or is it something else altogether?"
+    colours = []
+    for right in (True, False):
+        answer = Answer(0, long, "a", "yes", "Yes." if right else "No.", "yes/no", right)
+        drawn = sheet([answer], {0: tmp_path / "a.png"})
+        found = {pixel for _, pixel in drawn.getcolors(drawn.width * drawn.height) or []}
+        colours.append(((0, 100, 0) in found, (178, 34, 34) in found, (0, 0, 255) in found))
+    assert colours == [(True, False, True), (False, True, True)]
 
 
 def test_a_caption_and_a_row_that_training_takes() -> None:

@@ -61,7 +61,7 @@ def load_native(
     config = load_config(folder / CONFIG)
     loaded = load_base(config, progress, folder if with_adapter else None, target)
     model = loaded.model
-    load_eyes(model, folder)
+    load_visual_parts(model, folder)
     with packing(model, target) as packer:
         for name in list(model.state_dict()) if packer else ():
             if packer and not name.startswith("llm."):
@@ -69,7 +69,7 @@ def load_native(
     return loaded
 
 
-def load_eyes(model: LlavaModel, folder: Path) -> None:
+def load_visual_parts(model: LlavaModel, folder: Path) -> None:
     """Load what was trained between pixels and LLM: the projector, and the encoder if it was. Raises LlavaError."""
     if (folder / VISION).exists():
         load_strict(model.vision, read_safetensors(folder / VISION), folder / VISION)

@@ -10,7 +10,7 @@ from llava.errors import LlavaError
 
 if TYPE_CHECKING:
     from llava.assistant import Assistant
-    from llava.eval.benchmarks.easy_vqa import Question
+    from llava.config import Storage
     from llava.eval.runner import Score
     from llava.fetch import Progress
 
@@ -54,6 +54,8 @@ def run(
     precision = precision_of(dtype, load_8bit, load_4bit)
     if benchmark not in BENCHMARKS:
         raise LlavaError(f"unknown benchmark '{benchmark}'; choose one of: {', '.join(BENCHMARKS)}")
+    if base and benchmark != "smol-suite":
+        raise LlavaError(f"--base asks questions without a picture, which {benchmark} does not have; smol-suite does")
     from llava.registry import model_folder
 
     folder = model_folder(model)
@@ -93,7 +95,7 @@ def run(
             questions = easy_vqa.shuffle_images(questions)
         if base:
             questions = [question for question in questions if question.image is None]
-            assistant = _untuned(folder, questions, progress.bytes)
+            assistant = _untuned(folder, storage, progress.bytes)
         else:
             assistant = llava.load(model, precision=precision, beside_8bit=beside_8bit, progress=progress.bytes)
         chosen = easy_vqa.choose(questions, limit)
@@ -115,15 +117,14 @@ def run(
     typer.echo(f"{where / runner.SUMMARY}")
 
 
-def _untuned(folder: Path, questions: "list[Question]", progress: "Progress") -> "Assistant":
+def _untuned(folder: Path, storage: "Storage", progress: "Progress") -> "Assistant":
     from llava.assistant import Assistant
-    from llava.checkpoints.native import load_base
+    from llava.checkpoints.native import CONFIG, default_device, load_native
     from llava.config import load_config
 
-    config = load_config(folder / "config.json")
-    if config.base is None or not questions:
-        raise LlavaError("--base needs a model made of named parts, and a benchmark with questions without a picture")
-    return Assistant(load_base(config, progress))
+    if load_config(folder / CONFIG).base is None:
+        raise LlavaError(f"{folder}: --base needs a model that was tuned on base parts; this one is whole")
+    return Assistant(load_native(folder, progress, (storage, default_device()), with_adapter=False))
 
 
 def _show(title: str, table: dict[str, "Score"]) -> None:

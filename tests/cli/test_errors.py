@@ -104,6 +104,7 @@ def test_a_sampling_option_out_of_range_is_told(option: str, value: str, expecte
 
 def test_an_unknown_benchmark_lists_the_known_ones() -> None:
     assert mistake("eval", "mmlu") == "unknown benchmark 'mmlu'; choose one of: easy-vqa, smol-suite"
+    assert mistake("eval", "easy-vqa", "--base").startswith("--base asks questions without a picture, which easy-vqa")
 
 
 def test_an_unusable_cache_folder_is_told() -> None:

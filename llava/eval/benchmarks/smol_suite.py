@@ -26,7 +26,7 @@ VERSION = 2
 NUMBERS = ("zero", "one", "two", "three", "four", "five")
 _STYLE, _EACH, _SHAPES = 300, 300, 200  # emoji to name; questions of each other kind; questions of easy-VQA
 TEXT = "without a picture"
-_SIDES = {"left": "To the left", "right": "To the right", "above": "Above", "below": "Below"}
+SIDES = {"left": "To the left", "right": "To the right", "above": "Above", "below": "Below"}
 
 _PHOTOGRAPHS = {
     "astronaut.png": ("astronaut", "spaceman", "cosmonaut", "woman", "woman astronaut"),
@@ -178,6 +178,10 @@ def make_questions(
     return _Maker(catalogue, folder, each, emoji, progress).all()
 
 
+def _a(name: str) -> str:
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+
+
 class _Maker:
     def __init__(self, catalogue: Catalogue, folder: Path, each: int, emoji: int, progress: Progress) -> None:
         self.each, self.emoji = each, emoji
@@ -224,7 +228,7 @@ class _Maker:
         entry = self.rng.choice(self.pool)
         names = [one.name for one in (entry, *self._others([entry], 3))]
         self.rng.shuffle(names)
-        one, two, three, four = (("an " if name[0] in "aeiou" else "a ") + name for name in names)
+        one, two, three, four = (_a(name) for name in names)
         picture = single(self.catalogue, entry, self.rng, vary=False)
         text = f"What is this: {one}, {two}, {three} or {four}?"
         self._add(picture, text, entry.name, "four-way choice", _with_article((entry.name,)))
@@ -233,9 +237,8 @@ class _Maker:
     def _present(self, done: int) -> bool:
         entry = self.rng.choice(self.pool)
         asked = entry if done % 2 == 0 else self._others([entry], 1)[0]
-        article = "an" if asked.name[0] in "aeiou" else "a"
         picture = single(self.catalogue, entry, self.rng, vary=False)
-        self._add(picture, f"Is there {article} {asked.name} in the image?", "no" if done % 2 else "yes", "yes/no")
+        self._add(picture, f"Is there {_a(asked.name)} in the image?", "no" if done % 2 else "yes", "yes/no")
         return True
 
     def _count(self, done: int) -> bool:
@@ -253,5 +256,5 @@ class _Maker:
             return False
         one, other = (thing.entry.name for thing in placed)
         text = f"Where is the {one}, seen from the {other}?"
-        self._add(picture, text, _SIDES[side], "position", (side,))
+        self._add(picture, text, SIDES[side], "position", (side,))
         return True
