@@ -3,9 +3,9 @@
     python scripts/smol_data.py data/llava-smol
 
 writes match.json, finetune.json, images/ and card.html (sources, licences, counts, examples). Pictures come from the
-catalogue's training split (stamps, clip art, emoji in four styles; see llava/pictures), alone and composed to scenes of
-up to five things, and from easy-VQA's training split. Replies without a picture are SmolLM2's own, so that what it says
-there stays what it was.
+catalogue's training split (stamps, clip art, children's games, emoji in seven styles; see llava/pictures), alone and
+composed to scenes of up to five things, from easy-VQA's training split, and from scripts/smol_drawn.py (shapes and
+digits). Replies without a picture are SmolLM2's own, so that what it says there stays what it was.
 """
 
 import argparse
@@ -13,19 +13,21 @@ import json
 import random
 import sys
 from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-
-import PIL.Image
 
 from llava.cli.progress import bars
 from llava.eval.benchmarks.easy_vqa import by_image, load_questions
 from llava.eval.benchmarks.smol_suite import NUMBERS, SIDES
 from llava.files import atomic_folder
 from llava.pictures.catalogue import Catalogue, Entry, load_catalogue, related
-from llava.pictures.scenes import Placed, scene, single, where
+from llava.pictures.english import article, plural
+from llava.pictures.scenes import Placed, lit, scene, single, where, worn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from scripts import easy_vqa_data, smol_card, smol_text
+from scripts import easy_vqa_data, smol_card, smol_drawn, smol_text
 
 NAMING = (
     "What is this?", "What does the picture show?", "What is in the image?", "What do you see?", "Name what you see.",
@@ -38,9 +40,12 @@ PRESENT = (
     "Is there {a} in the image?", "Is there {a} in the picture?", "Do you see {a}?", "Does the image show {a}?",
     "Can you see {a} here?",
 )  # fmt: skip
+NUMBER = ("What number is this?", "Which number do you see?", "Read the number.")
 COUNT = ("How many {names} are there?", "How many {names} do you see?", "Count the {names}.")
 COUNT_ALL = ("How many things are in the picture?", "How many objects are there?", "How many things do you see?")
 WHERE = ("Where is the {one}, seen from the {other}?", "Where is the {one} relative to the {other}?")
+PLACE = ("What is {place}?", "What do you see {place}?", "Which thing is {place}?")
+PLACES = {"left": "on the left", "right": "on the right", "above": "at the top", "below": "at the bottom"}
 SELF = {
     "Who are you?": "I am llava-smol, a tiny model that looks at pictures and answers simple questions about them.",
     "What are you?": "I am llava-smol, a very small vision and language model. I am often wrong.",
@@ -49,22 +54,6 @@ SELF = {
     "Which model is this?": "This is llava-smol: a small image encoder, a projector and SmolLM2-135M.",
     "Can I rely on your answers?": "No. I am a tiny model and I make many mistakes.",
 }
-
-
-def article(name: str) -> str:
-    """The name with "a" or "an", or as it is in the plural."""
-    if name.endswith("s") and not name.endswith("ss") and name.split()[-1] not in ("bus", "cactus", "octopus", "lens"):
-        return name
-    return f"an {name}" if name[0] in "aeiou" and not name.startswith(("uni", "eu")) else f"a {name}"
-
-
-def plural(name: str) -> str:
-    """The name of several."""
-    if name.endswith("s") and not name.endswith(("ss", "bus")):
-        return name
-    if name.endswith(("s", "x", "ch", "sh")):
-        return name + "es"
-    return name[:-1] + "ies" if name.endswith("y") and name[-2:-1] not in "aeiou" else name + "s"
 
 
 def capital(text: str) -> str:
@@ -79,7 +68,8 @@ class Maker:
         self.catalogue, self.rng = catalogue, rng
         self.entries = catalogue.of("train")
         counts = Counter(entry.name for entry in self.entries)
-        self.weights = [1 / counts[entry.name] ** 0.5 for entry in self.entries]  # names with many pictures less often
+        self.weight = {name: 1 / count**0.5 for name, count in counts.items()}  # names with many pictures less often
+        self.weights = [self.weight[entry.name] for entry in self.entries]
 
     def draw(self) -> Entry:
         """A random entry."""
@@ -108,28 +98,25 @@ class Maker:
         self.rng.shuffle(names)
         return f"What is this: {', '.join(names[:3])} or {names[3]}?", right
 
-    def about_one(self, entry: Entry) -> list[tuple[str, str]]:
-        """Turns about a picture of one thing: questions that a name would answer stand before it is named."""
+    def about_one(self, entry: Entry, coloured: bool = True) -> list[tuple[str, str]]:
+        """Turns about a picture of one thing: questions that a name would answer stand before it is named.
+
+        coloured: the picture has its colours.
+        """
         rng = self.rng
-        present = [self.present([entry]), self.naming(entry)]
-        turns = rng.choices((present, [self.choice(entry)], [self.naming(entry)]), (3, 3, 6))[0]
-        later = []
+        first = rng.choices(([], [self.present([entry])], [self.choice(entry)]), (8, 3, 3))[0]
+        named = (rng.choice(DESCRIBE), caption_of(Counter([entry.name]))) if rng.random() < 0.15 else self.naming(entry)
+        later = [self.present([entry])]
         if entry.kind:
-            later.append(
-                (rng.choice(KIND), capital(article(entry.kind) if entry.kind != "clothing" else entry.kind) + ".")
-            )
-        if entry.colour:
+            kind = entry.kind if entry.kind == "clothing" else article(entry.kind)
+            later.append((rng.choice(KIND), capital(kind) + "."))
+        if entry.colour and coloured:
             later.append((rng.choice(COLOUR).format(name=entry.name), capital(entry.colour) + "."))
         absent = self.others([entry], 1)[0]
-        later.append(
-            (
-                rng.choice(COLOUR).format(name=absent.name),
-                f"There is no {absent.name} in the picture. It shows {article(entry.name)}.",
-            )
-        )
-        later.append(self.present([entry]))
+        refusal = f"There is no {absent.name} in the picture. It shows {article(entry.name)}."
+        later.append((rng.choice(COLOUR).format(name=absent.name), refusal))
         rng.shuffle(later)
-        return turns + later[: rng.randint(0, 2)]
+        return [*first, named, *later[: rng.choice((0, 0, 1, 2))]]
 
     def about_scene(self, placed: list[Placed]) -> list[tuple[str, str]]:
         rng, turns = self.rng, []
@@ -145,6 +132,8 @@ class Maker:
                 one, other, side = rng.choice(pairs)
                 question = rng.choice(WHERE).format(one=one.entry.name, other=other.entry.name)
                 turns.append((question, SIDES[side] + "."))
+                if len(shown) == 2:
+                    turns.append((rng.choice(PLACE).format(place=PLACES[side]), capital(article(one.entry.name)) + "."))
         turns.append(self.present(shown))
         rng.shuffle(turns)
         if rng.random() < 0.3:
@@ -180,21 +169,59 @@ def row(name: str, turns: list[tuple[str, str]], image: str | None) -> dict[str,
     return {"id": name, "image": image, "conversations": said}
 
 
-def distilled(rng: random.Random, number: int) -> list[dict[str, object]]:
-    """SmolLM2's own replies to prompts without a picture, by its untrained self."""
-    return [row(f"text-{i}", [turn], None) for i, turn in enumerate(smol_text.replies(rng, number))]
+@dataclass(frozen=True)
+class Picture:
+    """A picture to be made: `entries` in the catalogue, by what `how` says (one, worn or scene), from a seed."""
+
+    file: Path
+    how: str
+    entries: tuple[int, ...]
+    seed: int
+
+
+_catalogue: Catalogue | None = None  # of a worker process
+
+
+def _open_catalogue() -> None:
+    global _catalogue
+    _catalogue = load_catalogue()
+
+
+def make_picture(picture: Picture) -> list[Placed]:
+    """Write it, in a worker process. Returns where its things are, in a scene."""
+    assert _catalogue is not None
+    rng, entries = random.Random(picture.seed), [_catalogue.entries[i] for i in picture.entries]
+    placed: list[Placed] = []
+    if picture.how == "scene":
+        made, placed = scene(_catalogue, entries, rng)
+        made = lit(made, rng)
+    else:
+        made = (worn if picture.how == "worn" else single)(_catalogue, entries[0], rng)
+    made.save(picture.file, quality=92)
+    return placed
+
+
+def make_pictures(pictures: Sequence[Picture], progress: Callable[[str, int, int], None]) -> dict[str, list[Placed]]:
+    """Write all of them, on all cores. Returns where the things of each file are."""
+    found = {}
+    with ProcessPoolExecutor(initializer=_open_catalogue) as pool:
+        for picture, placed in zip(pictures, pool.map(make_picture, pictures, chunksize=64), strict=True):
+            found[picture.file.name] = placed
+            progress("making pictures", len(found), len(pictures))
+    return found
 
 
 def main() -> None:
     """Write the data set into the folder given on the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--views", type=int, default=6, help="of each picture, for stage 1 (default 6)")
-    parser.add_argument("--groups", type=int, default=9000, help="pictures of several things, for stage 1")
-    parser.add_argument("--singles", type=int, default=8000, help="conversations about one thing (default 8000)")
-    parser.add_argument("--scenes", type=int, default=3200, help="conversations about several (default 3200)")
+    parser.add_argument("--views", type=int, default=6, help="of each picture (default 6), and one that is worn")
+    parser.add_argument("--groups", type=int, default=12000, help="pictures of several things (default 12000)")
+    parser.add_argument("--singles", type=int, default=22000, help="conversations about one thing (default 22000)")
+    parser.add_argument("--scenes", type=int, default=6000, help="conversations about several (default 6000)")
     parser.add_argument("--shapes", type=int, default=1600, help="conversations about easy-VQA's pictures")
-    parser.add_argument("--texts", type=int, default=300, help="replies without a picture")
+    parser.add_argument("--drawn", type=int, default=1600, help="conversations about drawn shapes and digits")
+    parser.add_argument("--texts", type=int, default=1500, help="replies without a picture, each taken twice")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     rng = random.Random(options.seed)
@@ -204,40 +231,75 @@ def main() -> None:
     match: list[dict[str, object]] = []
     finetune: list[dict[str, object]] = []
     with atomic_folder(options.folder) as folder, bars() as progress:
-        (folder / "images").mkdir()
-        total = options.views * len(maker.entries) + options.groups + options.singles + options.scenes
-        made = 0
-
-        def save(picture: PIL.Image.Image, name: str) -> str:
-            nonlocal made
-            made += 1
-            progress.items("making pictures", made, total)
-            picture.save(folder / "images" / name, quality=92)
-            return name
-
-        for i in range(options.views * len(maker.entries)):
-            entry = maker.entries[i % len(maker.entries)]
-            image = save(single(catalogue, entry, rng), f"view-{i}.jpg")
-            match.append(row(f"view-{i}", [("Name it.", entry.name)], image))
-        for i in range(options.groups):
-            picture, placed = scene(catalogue, maker.group(least=2), rng)
-            caption = words(Counter(thing.entry.name for thing in placed))
-            match.append(row(f"group-{i}", [("Name it.", caption)], save(picture, f"group-{i}.jpg")))
-        for i in range(options.singles):
-            entry = maker.entries[i] if i < len(maker.entries) else maker.draw()
-            image = save(single(catalogue, entry, rng), f"single-{i}.jpg")
-            finetune.append(row(f"single-{i}", maker.about_one(entry), image))
-        for i in range(options.scenes):
-            picture, placed = scene(catalogue, maker.group(), rng)
-            finetune.append(row(f"scene-{i}", maker.about_scene(placed), save(picture, f"scene-{i}.jpg")))
+        images = folder / "images"
+        images.mkdir()
+        number = {entry.file: i for i, entry in enumerate(catalogue.entries)}
+        ones = [(entry, "one") for _ in range(options.views) for entry in maker.entries]
+        ones += [(entry, "worn") for entry in maker.entries]
+        groups = [maker.group() for _ in range(options.groups)]
+        wanted = [
+            Picture(images / f"{how}-{i}.jpg", how, (number[entry.file],), rng.getrandbits(32))
+            for i, (entry, how) in enumerate(ones)
+        ]
+        wanted += [
+            Picture(images / f"scene-{i}.jpg", "scene", tuple(number[e.file] for e in group), rng.getrandbits(32))
+            for i, group in enumerate(groups)
+        ]
+        placed = make_pictures(wanted, progress.items)
+        for i, (entry, how) in enumerate(ones):
+            match.append(row(f"{how}-{i}", [("Name it.", entry.name)], f"{how}-{i}.jpg"))
+        for i, group in enumerate(groups):
+            if len(group) > 1:
+                match.append(row(f"scene-{i}", [("Name it.", words(Counter(e.name for e in group)))], f"scene-{i}.jpg"))
+        weights = [maker.weight[entry.name] * (0.5 if how == "worn" else 1) for entry, how in ones]
+        for i in sample(range(len(ones)), weights, options.singles, rng):
+            entry, how = ones[i]
+            finetune.append(row(f"about-{how}-{i}", maker.about_one(entry, how == "one"), f"{how}-{i}.jpg"))
+        for i in range(min(options.scenes, len(groups))):
+            finetune.append(row(f"about-scene-{i}", maker.about_scene(placed[f"scene-{i}.jpg"]), f"scene-{i}.jpg"))
         shapes(options.shapes, rng, folder, match, finetune)
-        finetune += distilled(rng, options.texts)
-        finetune += [row(f"self-{i}", [turn], None) for i, turn in enumerate(list(SELF.items()) * 6)]
+        drawn(options.drawn, rng, images, match, finetune)
+        texts = smol_text.replies(rng, options.texts, progress.items)
+        finetune += [row(f"text-{i}", [turn], None) for i, turn in enumerate(texts * 2)]
+        finetune += [row(f"self-{i}", [turn], None) for i, turn in enumerate(list(SELF.items()) * 12)]
         data = {"match": match, "finetune": finetune}
         for name, rows in data.items():
             (folder / f"{name}.json").write_text(json.dumps(rows, indent=1))
-        smol_card.write_card(folder / "card.html", catalogue, data, folder / "images")
+        smol_card.write_card(folder / "card.html", catalogue, data, images)
     print(f"{options.folder}: {len(match)} captions, {len(finetune)} conversations")
+
+
+def sample(items: Sequence[int], weights: Sequence[float], number: int, rng: random.Random) -> list[int]:
+    """So many different items, those of larger weight sooner (Efraimidis & Spirakis 2006)."""
+    keyed = sorted(zip(items, weights, strict=True), key=lambda pair: -(rng.random() ** (1 / pair[1])))
+    return [item for item, _ in keyed[:number]]
+
+
+def drawn(
+    conversations: int,
+    rng: random.Random,
+    images: Path,
+    match: list[dict[str, object]],
+    finetune: list[dict[str, object]],
+) -> None:
+    """Rows about numbers and shapes drawn here, which have other sizes and edges than easy-VQA's."""
+    asked = easy_vqa_data.wordings(load_questions("train"))
+    for i in range(conversations):
+        file = f"drawn-{i}.jpg"
+        if i % 4 == 3:
+            picture, number = smol_drawn.digits(rng)
+            turns, caption = [(rng.choice(NUMBER), f"{number}.")], f"number {number}"
+        else:
+            picture, shape, colour = smol_drawn.shape(rng)
+            what, caption = easy_vqa_data.Shown(shape, colour), f"{colour} {shape}"
+            turns = [(rng.choice(NAMING), capital(article(caption)) + ".")]
+        picture.save(images / file, quality=92)
+        match.append(row(f"drawn-{i}", [("Name it.", caption)], file))
+        if i % 4 == 0:
+            said = easy_vqa_data.conversation(what, asked, rng, "<image>\n")
+            finetune.append({"id": f"drawn-{i}", "image": file, "conversations": said})
+        else:
+            finetune.append(row(f"drawn-{i}", turns, file))
 
 
 def shapes(

@@ -14,7 +14,11 @@ from llava.pictures.catalogue import Catalogue, Entry
 from llava.pictures.scenes import Placed
 from llava.train.data import messages_of
 from scripts.smol_card import write_card
-from scripts.smol_data import NAMING, PRESENT, Maker, article, caption_of, plural, row, words
+from llava.eval.benchmarks.easy_vqa import COLOURS, SHAPES
+from llava.eval.benchmarks.smol_suite import without_picture
+from llava.pictures.english import article, plural
+from scripts import smol_drawn, smol_text
+from scripts.smol_data import DESCRIBE, NAMING, PLACE, PRESENT, Maker, caption_of, row, sample, words
 from scripts.smol_sheet import sheet
 
 NAMES = ("apple", "dog", "bus", "hammer", "cherry", "fox", "glasses", "unicorn")
@@ -56,6 +60,8 @@ def test_turns_about_one_thing_are_true_and_name_nothing_held_out(maker: Maker) 
             if answer in ("Yes.", "No."):
                 assert present(question, entry.name) == (answer == "Yes.")
                 answers[answer] += 1
+            elif question in DESCRIBE:
+                assert answer == f"The picture shows {article(entry.name)}."
             elif question in NAMING:
                 assert answer.lower() == f"{article(entry.name)}."
             elif question.startswith("What is this: "):
@@ -83,6 +89,52 @@ def test_turns_about_a_scene_are_true(maker: Maker) -> None:
                 raise AssertionError("a position is asked only of things that are there once")
             seen.add(answer)
     assert {"Two.", "One.", "Three.", "Yes.", "No.", "The picture shows a fox and two dogs."} <= seen
+
+
+def test_what_stands_on_a_side_is_asked_by_it(maker: Maker) -> None:
+    entries = {entry.name: entry for entry in maker.entries}
+    placed = [Placed(entries["fox"], 0.1, 0.5), Placed(entries["dog"], 0.9, 0.5)]
+    asked = {form.format(place=place): right for form in PLACE for place, right in
+             (("on the left", "A fox."), ("on the right", "A dog."))}  # fmt: skip
+    turns = [turn for _ in range(100) for turn in maker.about_scene(placed) if turn[0] in asked]
+    assert {answer for _, answer in turns} == {"A fox.", "A dog."}
+    assert all(asked[question] == answer for question, answer in turns)
+
+
+def test_a_picture_without_its_colours_is_not_asked_for_them(maker: Maker) -> None:
+    answers = {answer for _ in range(200) for _, answer in maker.about_one(maker.draw(), coloured=False)}
+    assert "Red." not in answers and "Yes." in answers
+
+
+def test_questions_without_a_picture_are_not_those_of_the_suite() -> None:
+    prompts = smol_text.prompts()
+    assert len(prompts) > 1000 and len(set(prompts)) == len(prompts)
+    assert not {question.text for question in without_picture()} & set(prompts)
+
+
+def test_replies_end_with_a_sentence() -> None:
+    assert smol_text.whole_sentences(" Oslo is the capital. It lies by the") == "Oslo is the capital."
+    assert smol_text.whole_sentences("1. One\n2. Two.") == smol_text.whole_sentences("no end") == ""
+
+
+def test_items_of_larger_weight_are_taken_more_often_and_none_twice() -> None:
+    rng = random.Random(0)
+    taken = Counter(item for _ in range(500) for item in sample(range(4), [1, 1, 1, 9], 2, rng))
+    assert taken.total() == 1000 and max(taken.values()) <= 500
+    assert taken[3] > 400 > max(taken[i] for i in range(3))
+
+
+def test_drawn_shapes_have_the_colour_and_form_they_are_said_to_have() -> None:
+    seen = set()
+    for seed in range(60):
+        picture, form, colour = smol_drawn.shape(random.Random(seed))
+        seen |= {form, colour}
+        fills = [pixel for _, pixel in sorted(picture.getcolors(picture.width * picture.height) or [])[-3:]]
+        nearest = [min(smol_drawn._RGB.items(), key=lambda item: sum((a - b) ** 2 for a, b in zip(item[1], fill,
+                   strict=True)))[0] for fill in fills if isinstance(fill, tuple)]  # fmt: skip
+        assert colour in nearest
+    assert seen == {*SHAPES, *COLOURS}
+    assert all(0 <= smol_drawn.digits(random.Random(seed))[1] < 100 for seed in range(20))
 
 
 def test_the_card_shows_sources_counts_and_examples(tmp_path: Path) -> None:

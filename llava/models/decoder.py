@@ -51,8 +51,25 @@ class Attention(nn.Module):
             mask = None
             if self.sliding_window is not None and self.sliding_window < T:
                 mask = torch.ones(T, T, dtype=torch.bool, device=q.device).tril().triu(1 - self.sliding_window)
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True)
+            if mask is None and q.dtype == torch.bfloat16 and q.device.type == "cpu" and q.requires_grad:
+                y = _causal_attention(q, k, v)
+            else:
+                y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True)
         return y.transpose(1, 2).reshape(B, T, -1)
+
+
+def _causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention of q (B, H, T, Dh) over k and v (B, Hkv, T, Dh) as plain products, for training in bfloat16 on a CPU.
+
+    PyTorch 2.13's fused kernel takes 14 ms there for a backward pass (16 rows of 80 tokens, 9 heads) that takes 2 here.
+    """
+    B, H, T, Dh = q.shape
+    queries = q.reshape(B, k.shape[1], -1, Dh)  # the queries that share a key stand below each other
+    scores = (queries @ k.transpose(-1, -2)).view(B, H, T, T).float() / Dh**0.5
+    later = torch.ones(T, T, dtype=torch.bool, device=q.device).triu(1)
+    weights = scores.masked_fill(later, float("-inf")).softmax(-1).to(v.dtype)
+    out: Tensor = weights.view(B, k.shape[1], -1, T) @ v
+    return out.view(B, H, T, Dh)
 
 
 class MLP(nn.Module):

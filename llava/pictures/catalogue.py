@@ -21,7 +21,7 @@ from llava.pictures.sources import EMOJI, SIZE, Candidate, candidates
 from llava.pictures.wordnet import CONCRETE, Synset, WordNet, singulars
 from llava.registry import PICTURES
 
-VERSION = 1  # of what this module makes of the sources
+VERSION = 2  # of what this module makes of the sources
 HELD_OUT_STYLE = EMOJI[-1]
 _HELD_OUT = 0.1  # of stamps and clip art
 _NEAR = 4  # bits of 64 by which near-copies may differ
@@ -79,7 +79,7 @@ def related(one: Entry, other: Entry) -> bool:
 
 
 def load_catalogue(progress: Progress = quiet) -> Catalogue:
-    """The catalogue in the cache; at the first call the sources are fetched (350 MB) and it is built.
+    """The catalogue in the cache; at the first call the sources are fetched (400 MB) and it is built.
 
     Raises LlavaError.
     """

@@ -1,4 +1,8 @@
-"""Pictures composed of cut-outs: one thing on a background, or one to five of them that do not overlap."""
+"""Pictures composed of cut-outs: one thing on a background, or one to five of them that do not overlap.
+
+What varies is meant to bring drawings nearer to photographs: backgrounds that are pieces of other pictures, things
+that are cut off by the frame, light and contrast, and (`worn`) pictures without colour, out of focus, or all black.
+"""
 
 import random
 from collections.abc import Sequence
@@ -6,11 +10,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import PIL.Image
+import PIL.ImageEnhance
+import PIL.ImageFilter
 import PIL.ImageOps
 
 from llava.pictures.catalogue import Catalogue, Entry
 
 SIDE = 224  # pixels
+_PLAIN = int(0.87 * SIDE)
 
 
 @dataclass(frozen=True)
@@ -40,12 +47,50 @@ def background(rng: random.Random, plain: float = 0.5) -> PIL.Image.Image:
 
 
 def single(catalogue: Catalogue, entry: Entry, rng: random.Random, vary: bool = True) -> PIL.Image.Image:
-    """One thing. vary: any size, place, background and side; else on white, in the middle, as it is."""
-    canvas = background(rng) if vary else PIL.Image.new("RGB", (SIDE, SIDE), "white")
-    share = rng.uniform(0.55, 1.0) if vary else 0.87
-    cut = _sized(catalogue.open(entry), int(share * SIDE), vary and rng.random() < 0.5)
+    """One thing. vary: any size, place, background, light and side; else on white, in the middle, as it is."""
+    if not vary:
+        return _placed(PIL.Image.new("RGB", (SIDE, SIDE), "white"), _sized(catalogue.open(entry), _PLAIN), None)
+    canvas = _piece(catalogue, rng) if rng.random() < 0.2 else background(rng)
+    share = rng.uniform(1.0, 1.35) if rng.random() < 0.15 else rng.uniform(0.55, 1.0)
+    return lit(_placed(canvas, _sized(catalogue.open(entry), int(share * SIDE), rng.random() < 0.5), rng), rng)
+
+
+def worn(catalogue: Catalogue, entry: Entry, rng: random.Random) -> PIL.Image.Image:
+    """One thing of which little but its form is left to see: without colour, out of focus, or all black."""
+    kind = rng.random()
+    if kind < 0.2:
+        cut = _sized(catalogue.open(entry), int(rng.uniform(0.55, 1.0) * SIDE), rng.random() < 0.5)
+        cut.paste((0, 0, 0), (0, 0, *cut.size), cut.getchannel("A"))
+        return _placed(background(rng), cut, rng)
+    picture = single(catalogue, entry, rng)
+    if kind < 0.6:
+        picture = picture.convert("L").convert("RGB")
+    return picture.filter(PIL.ImageFilter.GaussianBlur(rng.uniform(1, 3))) if kind > 0.45 else picture
+
+
+def lit(picture: PIL.Image.Image, rng: random.Random) -> PIL.Image.Image:
+    """The picture in another light, every second time: brightness, contrast and saturation by up to a third."""
+    if rng.random() < 0.5:
+        return picture
+    for change in (PIL.ImageEnhance.Brightness, PIL.ImageEnhance.Contrast, PIL.ImageEnhance.Color):
+        picture = change(picture).enhance(rng.uniform(0.7, 1.3))
+    return picture
+
+
+def _piece(catalogue: Catalogue, rng: random.Random) -> PIL.Image.Image:
+    """A background: the middle of another training picture, enlarged and out of focus."""
+    other = catalogue.open(rng.choice(catalogue.of("train")))
+    w, h = other.size
+    middle = other.crop((w // 3, h // 3, w - w // 3, h - h // 3)).resize((SIDE, SIDE), PIL.Image.Resampling.BICUBIC)
+    canvas = background(rng)
+    canvas.paste(middle, (0, 0), middle)
+    return canvas.filter(PIL.ImageFilter.GaussianBlur(rng.uniform(0, 4)))
+
+
+def _placed(canvas: PIL.Image.Image, cut: PIL.Image.Image, rng: random.Random | None) -> PIL.Image.Image:
+    """The cut-out on the canvas, in the middle or anywhere; what is larger than the canvas is cut off by it."""
     room = SIDE - cut.width, SIDE - cut.height
-    x, y = (rng.randint(0, side) for side in room) if vary else (side // 2 for side in room)
+    x, y = (side // 2 if rng is None else rng.randint(min(0, side), max(0, side)) for side in room)
     canvas.paste(cut, (x, y), cut)
     return canvas
 
@@ -65,7 +110,7 @@ def scene(catalogue: Catalogue, entries: Sequence[Entry], rng: random.Random) ->
     return canvas, placed
 
 
-def _sized(cut: PIL.Image.Image, side: int, mirror: bool) -> PIL.Image.Image:
+def _sized(cut: PIL.Image.Image, side: int, mirror: bool = False) -> PIL.Image.Image:
     scale = side / max(cut.size)
     size = max(1, int(cut.width * scale)), max(1, int(cut.height * scale))
     cut = cut.resize(size, PIL.Image.Resampling.BICUBIC)

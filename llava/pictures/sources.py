@@ -1,4 +1,4 @@
-"""Pictures with names from package registries: clip art, a painting program's stamps, and emoji in five styles.
+"""Pictures with names from package registries: clip art, stamps, children's games, and emoji in eight styles.
 
 Each source yields candidates: a picture, and what its author calls it. The catalogue decides which names are kept.
 """
@@ -17,10 +17,13 @@ import PIL.Image
 
 from llava.errors import LlavaError
 from llava.fetch import Progress, fetch
+from llava.pictures import gcompris
 from llava.registry import PICTURES
 
 SIZE = 224  # of the longer side, in pixels
-EMOJI = ("openmoji", "noto", "fluent-flat", "fluent-3d", "twemoji")  # the last style is held out
+EMOJI = (  # the last style is held out
+    "openmoji", "noto", "fluent-flat", "fluent-3d", "noto-v1", "emojione", "emojione-v1", "twemoji",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,8 @@ def candidates(progress: Progress) -> Iterator[Candidate]:
     table = _emoji_names(fetch(PICTURES["openmoji"], progress) / "data" / "openmoji.json")
     for style in EMOJI:
         yield from _emoji(style, fetch(PICTURES[style], progress), table)
+    for path, name, content in gcompris.pictures(fetch(PICTURES["gcompris"], progress)):
+        yield Candidate("gcompris", path, (name,), None, partial(_from_bytes, content), whole=True)
 
 
 _STAMP_FOLDERS = {
@@ -108,12 +113,17 @@ _FACES = {
     "face-smiling": "smiling face", "face-affection": "smiling face", "face-concerned": "sad face",
     "face-negative": "angry face", "heart": "heart",
 }  # fmt: skip
+_NO_FACES = {  # of these subgroups
+    "skull": "skull", "skull and crossbones": "skull", "smiling face with horns": "devil",
+    "angry face with horns": "devil",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class _Emoji:
     name: str
     lexicon: int | None
+    slug: str  # of its whole Unicode name, as icon sets call it
 
 
 def _emoji_names(file: Path) -> dict[str, _Emoji]:
@@ -121,27 +131,30 @@ def _emoji_names(file: Path) -> dict[str, _Emoji]:
     table: dict[str, _Emoji] = {}
     for entry in json.loads(file.read_text(encoding="utf-8")):
         group, subgroup, name = entry["group"], entry["subgroups"], entry["annotation"].lower()
-        code = entry["hexcode"].lower()
+        code, slug = entry["hexcode"].lower(), re.sub(r"[^a-z0-9]+", "-", name).strip("-")
         if entry["skintone"] or subgroup in _NOT_SUBGROUPS:
             continue
         if subgroup in _FACES:
-            table[code] = _Emoji(_FACES[subgroup], None)
+            table[code] = _Emoji(_NO_FACES.get(name, _FACES[subgroup]), None, slug)
         elif group in _EMOJI_GROUPS or subgroup in _EMOJI_SUBGROUPS:
             if re.match(r"(man|woman|mr\.?|mrs\.?) |(man|woman):|.*(person|people|beard|hair)", name):
                 continue
             name = re.sub(r"^\d\w* ", "", name.removesuffix(" face"))
-            table[code] = _Emoji(name, _EMOJI_SUBGROUPS.get(subgroup, _EMOJI_GROUPS.get(group)))
+            table[code] = _Emoji(name, _EMOJI_SUBGROUPS.get(subgroup, _EMOJI_GROUPS.get(group)), slug)
     return table
 
 
 def _emoji(style: str, root: Path, table: dict[str, _Emoji]) -> Iterator[Candidate]:
-    for code, opener in _emoji_pictures(style, root):
+    slugs = {emoji.slug: code for code, emoji in table.items()}
+    for code, opener in _emoji_pictures(style, root, slugs):
         emoji = table.get(code) or table.get(code.replace("-fe0f", "")) or table.get(f"{code}-fe0f")
         if emoji is not None:
             yield Candidate(style, code, (emoji.name,), emoji.lexicon, opener, whole=True)
 
 
-def _emoji_pictures(style: str, root: Path) -> Iterator[tuple[str, Callable[[], PIL.Image.Image]]]:
+def _emoji_pictures(
+    style: str, root: Path, slugs: dict[str, str]
+) -> Iterator[tuple[str, Callable[[], PIL.Image.Image]]]:
     if style == "openmoji":
         for file in sorted((root / "color" / "svg").glob("*.svg")):
             yield file.stem.lower(), partial(open_picture, file)
@@ -151,7 +164,9 @@ def _emoji_pictures(style: str, root: Path) -> Iterator[tuple[str, Callable[[], 
     else:
         icons = json.loads((root / "icons.json").read_text(encoding="utf-8"))
         seen = set()
-        for code, name in sorted(json.loads((root / "chars.json").read_text(encoding="utf-8")).items()):
+        codes = json.loads((root / "chars.json").read_text(encoding="utf-8"))
+        codes = codes or {slugs[name]: name for name in icons["icons"] if name in slugs}  # older sets have names only
+        for code, name in sorted(codes.items()):
             if name in icons["icons"] and name not in seen:
                 seen.add(name)
                 icon = {"width": icons["width"], "height": icons["height"], **icons["icons"][name]}
@@ -163,6 +178,10 @@ def _svg(icon: dict[str, object]) -> str:
     box = f'viewBox="{icon.get("left", 0)} {icon.get("top", 0)} {icon["width"]} {icon["height"]}"'
     names = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
     return f"<svg {names} {size} {box}>{icon['body']}</svg>"
+
+
+def _from_bytes(content: bytes) -> PIL.Image.Image:
+    return PIL.Image.open(io.BytesIO(content))
 
 
 def _render(svg: bytes) -> PIL.Image.Image:

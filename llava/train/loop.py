@@ -26,6 +26,7 @@ from llava.train.data import Batch, Dataset, collate, endless_batches, measure
 from llava.train.features import FeatureCache, build_cache
 from llava.train.log import Log, StepLog
 from llava.train.matching import captions_of, matching_loss
+from llava.train.precision import faster_precision
 from llava.train.recipe import Recipe
 from llava.train.stages import load_model, parameter_groups, prepare, save_trained
 from llava.train.state import (
@@ -56,6 +57,7 @@ class Run:
     data: Dataset
     cache: FeatureCache | None
     captions: list[tuple[int, ...]]
+    precision: str  # float32 or bfloat16
 
     @property
     def model(self) -> LlavaModel:
@@ -91,7 +93,7 @@ class Run:
                 features = self.model.vision(features)
         if recipe.stage == "match":
             return matching_loss(self.model, batch, features, self.captions)
-        return language_loss(self.model, batch, features, recipe.precision)
+        return language_loss(self.model, batch, features, self.precision)
 
     def weight(self, batch: Batch) -> int:
         """What a batch's loss is the sum over: pictures in stage match, else supervised tokens."""
@@ -132,13 +134,14 @@ def set_up(recipe: Recipe, watcher: Watcher) -> Run:
         )
     prepare(loaded.model, recipe)
     loaded.model.to(default_device())
-    return Run(recipe, loaded, data, cache, captions)
+    precision = faster_precision(loaded.model.device) if recipe.precision == "auto" else recipe.precision
+    return Run(recipe, loaded, data, cache, captions, precision)
 
 
 def language_loss(model: LlavaModel, batch: Batch, features: Tensor, precision: str = "float32") -> Tensor:
     """Cross-entropy summed over the batch's supervised tokens; logits are computed there only.
 
-    features: the encoder's (views, T, Dv). precision: as in Recipe; the cross-entropy itself is always in float32.
+    features: the encoder's (views, T, Dv). precision: float32 or bfloat16; the cross-entropy itself is in float32.
     """
     targets = batch.labels[:, 1:]
     supervised = targets != IGNORE

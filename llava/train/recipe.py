@@ -57,7 +57,8 @@ class Recipe(Strict):
     learning_rate: of the LLM, and of projector and vision encoder unless they have their own. Cosine to zero after
         linear warm-up.
     precision: what the LLM and the projector are computed in. bfloat16: by autocast; weights, gradients and the
-        optimizer stay float32. It pays where the processor has matrix units for it: GPUs, and CPUs with AMX.
+        optimizer stay float32. It pays where the processor has units for it: GPUs, and CPUs with AVX-512-BF16 or AMX.
+        auto: bfloat16 where a product in it is measured to be the faster one, as the run starts.
     cache_features: keep the frozen encoder's features on disk, where no augmentation changes the pictures. Exact.
     """
 
@@ -80,7 +81,7 @@ class Recipe(Strict):
     max_grad_norm: PositiveFloat = 1.0
     seed: NonNegativeInt = 0
     checkpoint_every: PositiveInt = 100
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["auto", "float32", "bfloat16"] = "float32"
     cache_features: bool = True
     workers: NonNegativeInt = 0
 

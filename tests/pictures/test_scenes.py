@@ -8,7 +8,7 @@ import PIL.Image
 import pytest
 
 from llava.pictures.catalogue import Catalogue, Entry, related
-from llava.pictures.scenes import SIDE, Placed, scene, single, where
+from llava.pictures.scenes import SIDE, Placed, scene, single, where, worn
 
 
 def entry(name: str, also: tuple[str, ...] = (), above: tuple[int, ...] = ()) -> Entry:
@@ -39,6 +39,25 @@ def test_a_single_thing_is_plain_or_varied_and_the_same_for_the_same_seed(catalo
     assert plain.size == (SIDE, SIDE) and plain.getpixel((0, 0)) == (255, 255, 255)
     one, same, other = (single(catalogue, red, random.Random(seed)).tobytes() for seed in (1, 1, 2))
     assert one == same != other
+
+
+def test_worn_pictures_are_black_grey_or_blurred(catalogue: Catalogue) -> None:
+    kinds = set()
+    for seed in range(40):
+        pixels = np.asarray(worn(catalogue, catalogue.entries[0], random.Random(seed))).astype(int)
+        assert pixels.shape == (SIDE, SIDE, 3)
+        grey = bool((pixels.max(-1) == pixels.min(-1)).all())
+        black = bool((pixels.max(-1) == 0).mean() > 0.1)
+        kinds.add("grey" if grey and not black else "black" if black else "coloured")
+    assert kinds == {"grey", "black", "coloured"}
+
+
+def test_a_thing_larger_than_the_frame_fills_it_or_is_cut_off(catalogue: Catalogue) -> None:
+    shares = [
+        (np.asarray(single(catalogue, catalogue.entries[0], random.Random(seed)))[..., 0] > 150).mean()
+        for seed in range(60)
+    ]
+    assert max(shares) > 0.55  # 100 x 60 at the frame's width is 0.6 of it
 
 
 def test_where_one_thing_is_seen_from_another() -> None:

@@ -19,10 +19,11 @@ from llava.eval.benchmarks.easy_vqa import Question, choose, load_questions
 from llava.fetch import Progress, fetch, quiet
 from llava.files import atomic_folder
 from llava.pictures.catalogue import Catalogue, Entry, load_catalogue, related
+from llava.pictures.english import article
 from llava.pictures.scenes import scene, single, where
 from llava.registry import PHOTOGRAPHS
 
-VERSION = 2
+VERSION = 3
 NUMBERS = ("zero", "one", "two", "three", "four", "five")
 _STYLE, _EACH, _SHAPES = 300, 300, 200  # emoji to name; questions of each other kind; questions of easy-VQA
 TEXT = "without a picture"
@@ -125,7 +126,7 @@ _SUMS = ((2, 3), (1, 1), (2, 2), (1, 3), (1, 4))
 
 
 def load_suite(progress: Progress = quiet) -> list[Question]:
-    """All questions; their pictures are made at the first call, for which 350 MB are fetched. Raises LlavaError."""
+    """All questions; their pictures are made at the first call, for which 400 MB are fetched. Raises LlavaError."""
     catalogue = load_catalogue(progress)
     folder = catalogue.folder.with_name(f"{catalogue.folder.name}-suite-{VERSION}")
     index = folder / "questions.json"
@@ -178,10 +179,6 @@ def make_questions(
     return _Maker(catalogue, folder, each, emoji, progress).all()
 
 
-def _a(name: str) -> str:
-    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
-
-
 class _Maker:
     def __init__(self, catalogue: Catalogue, folder: Path, each: int, emoji: int, progress: Progress) -> None:
         self.each, self.emoji = each, emoji
@@ -228,7 +225,7 @@ class _Maker:
         entry = self.rng.choice(self.pool)
         names = [one.name for one in (entry, *self._others([entry], 3))]
         self.rng.shuffle(names)
-        one, two, three, four = (_a(name) for name in names)
+        one, two, three, four = (article(name) for name in names)
         picture = single(self.catalogue, entry, self.rng, vary=False)
         text = f"What is this: {one}, {two}, {three} or {four}?"
         self._add(picture, text, entry.name, "four-way choice", _with_article((entry.name,)))
@@ -238,7 +235,7 @@ class _Maker:
         entry = self.rng.choice(self.pool)
         asked = entry if done % 2 == 0 else self._others([entry], 1)[0]
         picture = single(self.catalogue, entry, self.rng, vary=False)
-        self._add(picture, f"Is there {_a(asked.name)} in the image?", "no" if done % 2 else "yes", "yes/no")
+        self._add(picture, f"Is there {article(asked.name)} in the image?", "no" if done % 2 else "yes", "yes/no")
         return True
 
     def _count(self, done: int) -> bool:
