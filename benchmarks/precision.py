@@ -22,7 +22,8 @@ from llava.checkpoints.adapters import adapter_parameters
 from llava.checkpoints.native import ADAPTER
 from llava.config import Storage
 from llava.engine.sampling import Sampling
-from llava.eval.benchmarks import easy_vqa
+from llava.eval.benchmarks.easy_vqa import load_questions
+from llava.eval.question import choose
 from llava.quantization.footprint import PRECISIONS, footprint
 from llava.registry import model_folder
 
@@ -55,7 +56,7 @@ def answers(assistant: Assistant, count: int) -> list[list[int]]:
 
 def accuracy(assistant: Assistant, count: int) -> float:
     """Of so many of easy-VQA's test questions."""
-    chosen = easy_vqa.choose(easy_vqa.load_questions("test"), count)
+    chosen = choose(load_questions("test"), count)
     texts = assistant.chat_batch([[question.message()] for _, question in chosen], max_new_tokens=16)
     right = [question.is_right(said) for said, (_, question) in zip(texts, chosen, strict=True)]
     return sum(right) / len(right)

@@ -21,7 +21,8 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-from llava.eval.benchmarks.easy_vqa import COLOURS, SHAPES, Question, by_image, load_questions
+from llava.eval.benchmarks.easy_vqa import COLOURS, SHAPES, load_questions
+from llava.eval.question import Question, by_image
 from llava.files import atomic_folder
 
 CAPTIONS = (

@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llava.cli.progress import bars
-from llava.eval.benchmarks.easy_vqa import by_image, load_questions
+from llava.eval.benchmarks.easy_vqa import load_questions
 from llava.eval.benchmarks.smol_suite import NUMBERS, SIDES
+from llava.eval.question import by_image
 from llava.files import atomic_folder
 from llava.pictures.catalogue import Catalogue, Entry, load_catalogue, related
 from llava.pictures.english import article, plural

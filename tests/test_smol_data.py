@@ -9,15 +9,15 @@ from pathlib import Path
 import PIL.Image
 import pytest
 
-from llava.eval.runner import Answer
-from llava.pictures.catalogue import Catalogue, Entry
-from llava.pictures.scenes import Placed
-from llava.train.data import messages_of
-from scripts.smol_card import write_card
 from llava.eval.benchmarks.easy_vqa import COLOURS, SHAPES
 from llava.eval.benchmarks.smol_suite import without_picture
+from llava.eval.runner import Answer
+from llava.pictures.catalogue import Catalogue, Entry
 from llava.pictures.english import article, plural
+from llava.pictures.scenes import Placed
+from llava.train.data import messages_of
 from scripts import smol_drawn, smol_text
+from scripts.smol_card import write_card
 from scripts.smol_data import DESCRIBE, NAMING, PLACE, PRESENT, Maker, caption_of, row, sample, words
 from scripts.smol_sheet import sheet
 

@@ -28,7 +28,7 @@ Examples:
 
     llava eval smol-suite --model llava-smol --base
 
-smol-suite fetches 350 MB of pictures at its first call, and also writes `answers.html`: every picture and answer.
+smol-suite fetches 400 MB of pictures at its first call, and also writes `answers.html`: every picture and answer.
 """
 BENCHMARKS = ("easy-vqa", "smol-suite")
 
@@ -63,7 +63,7 @@ def run(
     import llava
     from llava.checkpoints.load import storage_for
     from llava.cli.progress import bars
-    from llava.eval import runner
+    from llava.eval import question, runner
     from llava.eval.benchmarks import easy_vqa, smol_suite
 
     suffix = (
@@ -92,13 +92,13 @@ def run(
             "beside_8bit": storage.beside_8bit,
         }
         if shuffle_images:
-            questions = easy_vqa.shuffle_images(questions)
+            questions = question.shuffle_images(questions)
         if base:
-            questions = [question for question in questions if question.image is None]
+            questions = [one for one in questions if one.image is None]
             assistant = _untuned(folder, storage, progress.bytes)
         else:
             assistant = llava.load(model, precision=precision, beside_8bit=beside_8bit, progress=progress.bytes)
-        chosen = easy_vqa.choose(questions, limit)
+        chosen = question.choose(questions, limit)
         answers = runner.evaluate(
             assistant,
             chosen,
@@ -112,7 +112,7 @@ def run(
     if benchmark == "smol-suite":
         if (ratio := runner.yes_ratio(answers)) is not None:
             typer.echo(f"yes/no: {ratio:.1%} answered yes")
-        runner.write_page(where / runner.PAGE, answers, {index: question.image for index, question in chosen})
+        runner.write_page(where / runner.PAGE, answers, {index: one.image for index, one in chosen})
         typer.echo(f"{where / runner.PAGE}")
     typer.echo(f"{where / runner.SUMMARY}")
 

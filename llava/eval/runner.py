@@ -13,11 +13,12 @@ from typing import Any
 
 from llava.assistant import Assistant
 from llava.errors import LlavaError
-from llava.eval.benchmarks.easy_vqa import Question
+from llava.eval.question import Question
 from llava.files import os_errors, write_text
 
 ANSWERS, SETTINGS, SUMMARY, PAGE = "answers.jsonl", "settings.json", "summary.json", "answers.html"
 _MAX_NEW_TOKENS = 24
+_TOGETHER = 16  # questions at least, that are answered at once
 
 
 @dataclass(frozen=True)
@@ -154,9 +155,15 @@ def write_summary(output: Path, settings: dict[str, Any], table: dict[str, Score
 
 
 def _batches(questions: Sequence[tuple[int, Question]]) -> Iterator[list[tuple[int, Question]]]:
-    """The questions of one picture together: what they share is computed once."""
+    """The questions of one picture together, for what they share is computed once; of several, where each has few."""
+    batch: list[tuple[int, Question]] = []
     for _, group in groupby(questions, key=lambda pair: pair[1].image):
-        yield list(group)
+        batch += group
+        if len(batch) >= _TOGETHER:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
 
 
 def _resume(output: Path, settings: dict[str, Any]) -> list[Answer]:

@@ -10,7 +10,8 @@ from llava.assistant import Assistant
 from llava.chat.messages import Image, Message
 from llava.checkpoints.native import Loaded
 from llava.errors import LlavaError
-from llava.eval.benchmarks.easy_vqa import KINDS, Question, choose, load_questions, shuffle_images
+from llava.eval.benchmarks.easy_vqa import KINDS, load_questions
+from llava.eval.question import Question, choose, shuffle_images
 from llava.eval.runner import ANSWERS, Answer, Score, evaluate, scores, write_summary
 
 SETTINGS = {"model": "tiny"}
@@ -19,7 +20,7 @@ SETTINGS = {"model": "tiny"}
 @pytest.fixture
 def questions(picture: Callable[..., Path]) -> list[tuple[int, Question]]:
     images = [picture("a.png", seed=1), picture("b.png", seed=2)]
-    return [(i, Question(f"question {i}?", "red", "colour", images[i // 3])) for i in range(6)]
+    return [(i, Question(f"question {i}?", "red", "colour", images[i // 18])) for i in range(36)]
 
 
 def test_answers_are_those_of_chat(tiny: Loaded, questions: list[tuple[int, Question]], tmp_path: Path) -> None:
@@ -54,13 +55,23 @@ def test_an_interrupted_run_goes_on_and_asks_nothing_twice(
     with pytest.raises(KeyboardInterrupt):
         evaluate(Assistant(tiny), questions, SETTINGS, tmp_path / "out", interrupt)
     file = tmp_path / "out" / ANSWERS
-    assert len(file.read_text().splitlines()) == 3
-    file.write_text(file.read_text() + '{"index": 4, "ques')  # killed in the middle of a line
+    assert len(file.read_text().splitlines()) == 18
+    file.write_text(file.read_text() + '{"index": 20, "ques')  # killed in the middle of a line
     progress: list[int] = []
     again = evaluate(Assistant(tiny), questions, SETTINGS, tmp_path / "out", lambda done, *_: progress.append(done))
     assert again == whole
-    assert progress == [6]
-    assert len(file.read_text().splitlines()) == 6
+    assert progress == [36]
+    assert len(file.read_text().splitlines()) == 36
+
+
+def test_questions_about_many_pictures_are_answered_together(
+    tiny: Loaded, picture: Callable[..., Path], tmp_path: Path
+) -> None:
+    asked = [(i, Question("what?", "red", "colour", picture(f"{i}.png", seed=i))) for i in range(20)]
+    progress: list[int] = []
+    answers = evaluate(Assistant(tiny), asked, SETTINGS, tmp_path, lambda done, *_: progress.append(done))
+    assert progress == [16, 20]
+    assert [answer.image for answer in answers] == [str(i) for i in range(20)]
 
 
 def test_answers_of_another_run_are_not_mixed_in(

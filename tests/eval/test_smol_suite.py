@@ -6,8 +6,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from llava.eval.benchmarks.easy_vqa import Question
 from llava.eval.benchmarks.smol_suite import NUMBERS, make_questions, photographs, without_picture
+from llava.eval.question import Question
 from llava.eval.runner import Answer, Score, write_page, yes_ratio
 from llava.pictures.catalogue import Catalogue, Entry
 

@@ -1,10 +1,12 @@
 """The decoder against transformers' models: random small configurations of each family, and the real SmolLM2."""
 
 import json
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from llava.checkpoints.files import load_strict
@@ -13,7 +15,7 @@ from llava.checkpoints.hf_config import decoder_config
 from llava.config import DecoderConfig
 from llava.errors import LlavaError
 from llava.models.cache import CacheBatch, KVCache
-from llava.models.decoder import Decoder
+from llava.models.decoder import Decoder, _causal_attention
 
 CPU = torch.device("cpu")
 
@@ -79,6 +81,49 @@ def test_random_configurations_equal_transformers(seed: int) -> None:
     ids = torch.randint(config.vocab_size, (2, 17))
     logits = ours.logits(ours(ours.embed_tokens(ids)))
     assert torch.allclose(logits, theirs(ids).logits, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("kv_heads", [1, 3, 9])
+def test_attention_as_plain_products_equals_the_fused_one(kv_heads: int) -> None:
+    """What training in bfloat16 on a CPU takes: values and gradients, here in float32."""
+    torch.manual_seed(0)
+    found = []
+    q, k, v = (torch.randn(2, heads, 11, 16) for heads in (9, kv_heads, kv_heads))
+    weight = torch.randn(2, 9, 11, 16)
+    for attend in (_causal_attention, partial(F.scaled_dot_product_attention, is_causal=True, enable_gqa=True)):
+        leaves = [tensor.clone().requires_grad_() for tensor in (q, k, v)]
+        out = attend(*leaves)
+        (out * weight).sum().backward()
+        found.append([out, *(leaf.grad for leaf in leaves)])
+    for ours, theirs in zip(*found, strict=True):
+        assert ours is not None and theirs is not None
+        assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+def test_training_in_bfloat16_on_a_cpu_is_near_float32() -> None:
+    """The path that only bfloat16 takes, through the whole decoder."""
+    torch.manual_seed(0)
+    config = DecoderConfig(
+        vocab_size=50,
+        hidden_size=48,
+        intermediate_size=64,
+        num_layers=2,
+        num_heads=6,
+        num_kv_heads=2,
+        head_dim=8,
+        rope_theta=1e4,
+        norm_eps=1e-5,
+        max_positions=64,
+        tie_embeddings=True,
+    )
+    decoder = Decoder(config)
+    torch.nn.init.normal_(decoder.embed_tokens.weight)
+    x = torch.randn(2, 9, 48)
+    exact = decoder(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = decoder(x)
+    assert not torch.equal(exact, rounded)
+    assert torch.nn.functional.cosine_similarity(exact, rounded, dim=-1).min() > 0.999  # 8 bits of each number
 
 
 @pytest.mark.parametrize("seed", range(5))

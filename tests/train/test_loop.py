@@ -21,6 +21,7 @@ from llava.processor import IGNORE
 from llava.train.log import read_log
 from llava.train.loop import language_loss, rate_at, set_up, train
 from llava.train.matching import MOST_CAPTIONS, TEMPERATURE, captions_of
+from llava.train.precision import faster_precision
 from llava.train.preview import preview
 from llava.train.recipe import Recipe
 from tests.train.helpers import Watcher, recipe_values, write_base, write_data
@@ -150,6 +151,19 @@ def test_bfloat16_is_near_float32_and_what_is_trained_stays_float32(folder: Path
     assert all(p.dtype == torch.float32 and p.grad is not None and p.grad.isfinite().all() for p in trained)
     train(recipe(folder, precision="bfloat16"), Watcher())
     assert all(math.isfinite(log.loss) for log in read_log(folder / "out" / "log.jsonl"))
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [((2.0, 1.0), "bfloat16"), ((1.0, 2.0), "float32")])
+def test_the_faster_precision_is_taken_where_the_recipe_leaves_it_open(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, seconds: tuple[float, float], expected: str
+) -> None:
+    times = dict(zip((torch.float32, torch.bfloat16), seconds, strict=True))
+    monkeypatch.setattr("llava.train.precision._seconds", lambda dtype, device: times[dtype])
+    assert set_up(recipe(folder, precision="auto"), Watcher()).precision == expected
+
+
+def test_both_precisions_can_be_measured() -> None:
+    assert faster_precision(torch.device("cpu")) in ("float32", "bfloat16")
 
 
 def test_cached_features_are_exact(folder: Path) -> None:

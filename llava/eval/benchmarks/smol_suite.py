@@ -15,7 +15,8 @@ from pathlib import Path
 import PIL.Image
 
 from llava.errors import LlavaError
-from llava.eval.benchmarks.easy_vqa import Question, choose, load_questions
+from llava.eval.benchmarks.easy_vqa import load_questions
+from llava.eval.question import Question, choose
 from llava.fetch import Progress, fetch, quiet
 from llava.files import atomic_folder
 from llava.pictures.catalogue import Catalogue, Entry, load_catalogue, related
