@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: chat test check lint types parts data llava-smol clean
+.PHONY: chat test check lint types parts llava-smol clean
 
 chat: .venv/core
 	$(BIN)/llava chat llava-smol --image examples/shape.png --prompt "what color is the shape?"
@@ -24,14 +24,14 @@ types: .venv/dev
 parts: .venv/core
 	$(BIN)/python -m llava.fetch
 
-data: .venv/core
-	$(BIN)/python scripts/easy_vqa_data.py data/easy-vqa
+data/llava-smol: .venv/dev
+	$(BIN)/python scripts/smol_data.py data/llava-smol
 
 # Retrain the embedded model from scratch, by both stages, and put it into the package.
-llava-smol: .venv/dev data
-	$(BIN)/llava train recipes/easy-vqa-align.yaml
-	$(BIN)/llava train recipes/easy-vqa-finetune.yaml
-	$(BIN)/python scripts/embed_model.py runs/easy-vqa-finetune llava/embedded/llava-smol
+llava-smol: data/llava-smol
+	$(BIN)/llava train recipes/llava-smol-align.yaml
+	$(BIN)/llava train recipes/llava-smol-finetune.yaml
+	$(BIN)/python scripts/embed_model.py runs/llava-smol-finetune llava/embedded/llava-smol
 
 clean:
 	rm -rf .venv build dist *.egg-info

@@ -1,7 +1,7 @@
 """The compiled step: built once for a kind of processor, kept as machine code in the cache folder, loaded in a moment.
 
 numba compiles `llava.decoding.kernels` in a process of its own, beside the one that answers meanwhile without it. What
-it gives is loaded by LLVM alone: importing numba would take longer than loading a small model.
+it gives is loaded without numba and LLVM: importing them would take longer, and more memory, than a small model.
 
     python -m llava.decoding.build FILE
 """
@@ -20,12 +20,13 @@ from pathlib import Path
 import torch
 
 from llava.config import DecoderConfig
+from llava.decoding.object import Code, load_object
 from llava.errors import LlavaError
 from llava.files import atomic_path, cache_dir
 
 NAME = "llava_step"
-_RUNTIME = ("GOMP_barrier", "omp_get_thread_num", "omp_get_num_threads")  # of the threads that PyTorch has
-VNNI = "avx512vnni"
+_RUNTIME = ("GOMP_barrier", "omp_get_thread_num", "omp_get_num_threads")  # all that it calls: PyTorch's threads
+VNNI = "avx512_vnni"
 _NEEDED = ("avx2", "fma", "f16c")  # of the processor: the code is in its vectors
 _UNIT = 16  # inputs that are read together
 _SOURCES = ("kernels.py", "layout.py", "build.py")
@@ -42,12 +43,18 @@ def possible() -> bool:
     return all(map(has, _NEEDED)) and all(hasattr(library, name) for name in ("GOMP_parallel", *_RUNTIME))
 
 
-@functools.cache
 def has(feature: str) -> bool:
-    """Whether this processor has what LLVM calls so."""
-    import llvmlite.binding as llvm
+    """Whether this processor has what Linux calls so."""
+    return feature in _processor()[1]
 
-    return bool(llvm.get_host_cpu_features().get(feature, False))
+
+@functools.cache
+def _processor() -> tuple[str, frozenset[str]]:
+    """Its name, and what it has."""
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    fields = dict(reversed([(key.strip(), value.strip()) for key, _, value in (line.partition(":") for line in lines)]))
+    kind = " ".join(fields.get(key, "") for key in ("vendor_id", "cpu family", "model", "stepping"))
+    return kind, frozenset(fields.get("flags", "").split())
 
 
 def readable(config: DecoderConfig) -> bool:
@@ -64,7 +71,11 @@ def step() -> Run | None:
     if not path.exists():
         _building(path).poll()
         return None
-    return _load(path)
+    try:
+        return _load(path)
+    except ValueError:  # damaged: it is built anew by the next process
+        path.unlink(missing_ok=True)
+        return None
 
 
 def wait() -> None:
@@ -114,21 +125,14 @@ def _machine() -> "llvmlite.binding.TargetMachine":  # type: ignore[name-defined
 
 @functools.cache
 def _load(path: Path) -> Run:
-    import llvmlite.binding as llvm
-
     library = _torch_library()
-    for name in _RUNTIME:
-        llvm.add_symbol(name, _address(library, name))
-    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _machine())
-    engine.add_object_file(llvm.ObjectFileRef.from_data(path.read_bytes()))
-    engine.finalize_object()
-    address = engine.get_function_address(NAME)
+    code = load_object(path.read_bytes(), functools.partial(_address, library))
     parallel = library.GOMP_parallel
     parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
     parallel.restype = None
 
-    def run(table: int, threads: int, engine: object = engine) -> None:  # the engine has the code
-        parallel(address, table, threads, 0)
+    def run(table: int, threads: int, code: Code = code) -> None:  # the default keeps the code in memory
+        parallel(code.symbols[NAME], table, threads, 0)
 
     return run
 
@@ -147,12 +151,11 @@ def _address(library: ctypes.CDLL, name: str) -> int:
 @functools.cache
 def _path() -> Path:
     """The file that has the function for this processor and these sources."""
-    import llvmlite.binding as llvm
-
     key = hashlib.sha256()
     for name in _SOURCES:
         key.update(Path(__file__).with_name(name).read_bytes())
-    key.update(llvm.get_host_cpu_name().encode() + llvm.get_host_cpu_features().flatten().encode())
+    kind, features = _processor()
+    key.update(" ".join((kind, *sorted(features))).encode())
     key.update(" ".join(importlib.metadata.version(name) for name in ("numba", "llvmlite")).encode())
     return cache_dir() / "compiled" / f"step-{key.hexdigest()[:16]}.o"
 
