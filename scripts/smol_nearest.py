@@ -1,0 +1,51 @@
+"""How often stage 1 alone (`match`) gives a held-out picture its name: the nearest one, by the LLM's own embeddings.
+
+    python scripts/smol_nearest.py runs/llava-smol-align
+
+The names are those that training has; a picture whose name is not among them is left out. No LLM runs.
+"""
+
+import argparse
+import random
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+
+from llava.chat.messages import Image
+from llava.checkpoints.native import CONFIG, load_base, load_visual_parts
+from llava.config import load_config
+from llava.pictures.catalogue import load_catalogue
+from llava.pictures.scenes import single
+
+_BATCH = 32
+
+
+@torch.inference_mode()
+def main(folder: Path) -> None:
+    """Print the share of each split."""
+    loaded = load_base(load_config(folder / CONFIG))
+    load_visual_parts(loaded.model, folder)
+    model, tokenizer = loaded.model, loaded.processor.tokenizer
+    catalogue = load_catalogue()
+    names = sorted({entry.name for entry in catalogue.of("train")})
+    words = [tokenizer.encode(f"{name}\n")[0] for name in names]
+    texts = torch.stack([model.llm.embed_tokens(torch.tensor(ids)).mean(0) for ids in words])
+    texts = F.normalize(texts - texts.mean(0), dim=-1)
+    for split in ("test", "style"):
+        entries = [entry for entry in catalogue.of(split) if entry.name in names]
+        right = 0
+        for start in range(0, len(entries), _BATCH):
+            batch = entries[start : start + _BATCH]
+            pictures = [Image(single(catalogue, entry, random.Random(0), vary=False)) for entry in batch]
+            features = model.vision(loaded.processor.views(pictures))
+            tokens = F.normalize(model.projector(features).mean(1), dim=-1)
+            nearest = (tokens @ texts.T).argmax(1).tolist()
+            right += sum(names[i] in (entry.name, *entry.also) for i, entry in zip(nearest, batch, strict=True))
+        print(f"{split}: {right / len(entries):.1%} of {len(entries)}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="the output folder of a run, or of an embedded model")
+    main(parser.parse_args().folder)
