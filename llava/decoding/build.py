@@ -29,7 +29,7 @@ _RUNTIME = ("GOMP_barrier", "omp_get_thread_num", "omp_get_num_threads")  # all 
 VNNI = "avx512_vnni"
 _NEEDED = ("avx2", "fma", "f16c")  # of the processor: the code is in its vectors
 _UNIT = 16  # inputs that are read together
-_SOURCES = ("kernels.py", "layout.py", "build.py")
+_SOURCES = ("kernels.py", "vectors.py", "layout.py", "build.py")
 
 Run = Callable[[int, int], None]  # a step, by the address of its table, on so many threads at most
 
