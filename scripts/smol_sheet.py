@@ -1,7 +1,7 @@
 """Draw answers of smol-suite under their pictures, right ones in green.
 
-    python scripts/smol_sheet.py runs/eval/smol-suite-pictures-finetune photographs docs/photographs.jpg
-    python scripts/smol_sheet.py runs/eval/smol-suite-pictures-finetune "naming, unseen emoji style" docs/emoji.jpg
+    python scripts/smol_sheet.py runs/eval/smol-suite-llava-smol photographs docs/photographs.jpg
+    python scripts/smol_sheet.py runs/eval/smol-suite-llava-smol "naming, unseen emoji style" docs/emoji.jpg
 
 Shows ten of a kind, chosen by a fixed seed, in the order of the suite: neither the best nor the worst.
 """
