@@ -6,6 +6,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from llava.eval.benchmarks.smol_names import ALSO, MISNAMED, rightly_named
 from llava.eval.benchmarks.smol_suite import NUMBERS, make_questions, photographs, without_picture
 from llava.eval.question import Question
 from llava.eval.runner import Answer, Score, write_page, yes_ratio
@@ -125,3 +126,20 @@ def test_the_page_shows_every_answer_and_escapes_it(tmp_path: Path, questions: l
     assert "&lt;b&gt;no&lt;/b&gt;" in page and "<b>" not in page
     assert yes_ratio(answers) == 0.5
     assert yes_ratio([]) is None
+
+
+def test_wrong_names_are_replaced_others_added_and_pictures_without_a_right_one_left_out() -> None:
+    def held(file: str, name: str, *also: str) -> Entry:
+        return Entry(file, "clipart", name, also, None, (), None, "test")
+
+    frog = rightly_named(held("clipart/00771.png", "rana", "genus rana"))
+    assert frog is not None and (frog.name, frog.also) == ("frog", ())
+    grape = rightly_named(held("clipart/01184.png", "grape", "uva"))
+    assert grape is not None and (grape.name, grape.also) == ("grape", ("uva", "grapes"))
+    assert rightly_named(held("clipart/02000.png", "psycho")) is None
+    plain = held("clipart/00001.png", "dog")
+    assert rightly_named(plain) is plain
+    assert not set(MISNAMED) & set(ALSO)
+    assert all(
+        word == word.strip().lower() for names in (*MISNAMED.values(), *ALSO.values()) for word in names.split(", ")
+    )

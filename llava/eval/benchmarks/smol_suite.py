@@ -16,6 +16,7 @@ import PIL.Image
 
 from llava.errors import LlavaError
 from llava.eval.benchmarks.easy_vqa import load_questions
+from llava.eval.benchmarks.smol_names import rightly_named
 from llava.eval.question import Question, choose
 from llava.fetch import Progress, fetch, quiet
 from llava.files import atomic_folder
@@ -24,7 +25,7 @@ from llava.pictures.english import article
 from llava.pictures.scenes import scene, single, where
 from llava.registry import PHOTOGRAPHS
 
-VERSION = 3
+VERSION = 4
 NUMBERS = ("zero", "one", "two", "three", "four", "five")
 _STYLE, _EACH, _SHAPES = 300, 300, 200  # emoji to name; questions of each other kind; questions of easy-VQA
 TEXT = "without a picture"
@@ -185,7 +186,8 @@ class _Maker:
         self.each, self.emoji = each, emoji
         self.catalogue, self.folder, self.progress = catalogue, folder, progress
         self.rng = random.Random(2026)
-        self.test, self.style = catalogue.of("test"), catalogue.of("style")
+        self.test = [named for entry in catalogue.of("test") if (named := rightly_named(entry))]
+        self.style = catalogue.of("style")
         self.known = {entry.name for entry in catalogue.of("train")}
         self.pool = [*[entry for entry in self.test if entry.name in self.known], *self.style]
         self.questions: list[Question] = []
