@@ -1,22 +1,12 @@
-"""Which linear kernel computes a precision on this machine: the fastest that can, measured once and remembered.
-
-The choice is kept in the cache folder (`kernels.json`), for each kind of processor, release of PyTorch and number of
-threads. Deleting the file measures anew.
-"""
+"""Which linear kernel computes a precision on this machine: the fastest that can, measured once and remembered."""
 
 import functools
-import json
-import platform
-import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from llava.config import Precision
-from llava.errors import LlavaError
-from llava.files import cache_dir, write_text
 from llava.quantization.linears import (
     Float16Linear,
     Float32Linear,
@@ -30,6 +20,7 @@ from llava.quantization.linears import (
     dequantized,
     quantize,
 )
+from llava.quantization.measure import fastest, least
 
 _SIDE = 1024  # of the matrix that kernels are measured with
 _DECODED, _READ = 64, 512  # tokens of an answer, one by one, and of the prompt before it, which are measured
@@ -91,56 +82,17 @@ def _candidates(precision: Precision, plain: bool = False) -> dict[str, Callable
 
 @functools.cache
 def _fastest(precision: Precision, plain: bool = False) -> str:
-    """The name of the kernel, as remembered, or measured now. plain: the compiled step decodes what can be plain."""
-    candidates = _candidates(precision, plain)
-    path, machine, entry = cache_dir() / "kernels.json", _machine(), f"{precision}, compiled" if plain else precision
-    known = _remembered(path)
-    name = known.get(machine, {}).get(entry)
-    if name not in candidates:
-        with torch.inference_mode():
-            costs = {name: _seconds(layer(), 0 if plain else _DECODED) for name, layer in candidates.items()}
-        if plain and "plain" in costs:
-            costs["plain"] /= _WORTH
-        name = min(costs, key=costs.__getitem__)
-        known.setdefault(machine, {})[entry] = name
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_text(path, json.dumps(known, indent=2) + "\n")
-        except (LlavaError, OSError):
-            pass  # without a cache folder it is measured each time
-    return name
+    """The name of the kernel. plain: the compiled step decodes what can be plain."""
 
+    def cost(name: str, layer: Callable[[], nn.Module]) -> float:
+        seconds = _seconds(layer(), 0 if plain else _DECODED)
+        return seconds / _WORTH if plain and name == "plain" else seconds
 
-def _remembered(path: Path) -> dict[str, dict[str, str]]:
-    """Kernels by machine and precision; none where the file is missing or damaged."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return {str(machine): dict(names) for machine, names in found.items()}
-    except (OSError, ValueError, TypeError, AttributeError):
-        return {}
-
-
-def _machine() -> str:
-    """What decides which kernel is the fastest."""
-    processor = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
-        processor = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), processor)
-    level = torch.backends.cpu.get_cpu_capability()
-    return f"{processor}, {level}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    costs = {name: functools.partial(cost, name, layer) for name, layer in _candidates(precision, plain).items()}
+    return fastest(f"{precision}, compiled" if plain else precision, costs)
 
 
 def _seconds(layer: nn.Module, decoded: int = _DECODED) -> float:
     """How long a prompt and an answer of so many tokens take, at best."""
     one, many = torch.randn(1, _SIDE), torch.randn(_READ, _SIDE)
-    return decoded * _best(layer, one, 20) + _best(layer, many, 3)
-
-
-def _best(layer: nn.Module, x: Tensor, rounds: int) -> float:
-    times = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        layer(x)
-        times.append(time.perf_counter() - start)
-    return min(times)
+    return decoded * least(lambda: layer(one), 20) + least(lambda: layer(many), 3)

@@ -13,7 +13,8 @@ up to the order of summation). Oracle: the formulas in plain PyTorch (tests/quan
 
 import functools
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,9 +22,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from llava.config import Precision
+from llava.quantization.measure import fastest, least
 
 _LEVELS = 127  # of int8, to each side
 _SMALLEST = 1e-12  # a scale; for rows of zeros
+Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # of x (..., in), weight (out, in) and bias
+_MEASURED = (512, 1024)  # of the matrices that libraries are measured with
 
 
 class Float32Linear(nn.Module):
@@ -40,7 +44,7 @@ class Float32Linear(nn.Module):
 
 
 class PlainLinear(nn.Module):
-    """Weights as they are."""
+    """Weights as they are, which the compiled step (`llava.decoding`) reads too."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
@@ -48,7 +52,7 @@ class PlainLinear(nn.Module):
         self.bias = None if bias is None else bias.float()
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
+        return _product()(x, self.weight, self.bias)
 
 
 class Float16Linear(nn.Module):
@@ -82,8 +86,35 @@ class HalfLinear(nn.Module):
 
 def _by_parts(x: Tensor, weight: Tensor) -> Tensor:
     """x times a weight of fewer bits, of which no more than a part is in float32 at a time."""
-    parts = [F.linear(x, weight[rows].float()) for rows in _slices(weight)]
+    product = _product()
+    parts = [product(x, weight[rows].float(), None) for rows in _slices(weight)]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+
+
+@functools.cache
+def _product() -> Product:
+    """x @ weight.T + bias in float32, of a plain weight, by the faster library for prompts.
+
+    MKL, which PyTorch asks, leaves AVX-512 unused on AMD's processors: oneDNN takes less than half of its time there.
+    """
+    if not torch._C._has_mkldnn:
+        return _mkl
+    x, weight = torch.ones(_MEASURED), torch.ones(_MEASURED)
+    ways = {"mkl": _mkl, "onednn": _onednn}
+    return ways[fastest("plain product", {name: partial(_seconds, way, x, weight) for name, way in ways.items()})]
+
+
+def _seconds(way: Product, x: Tensor, weight: Tensor) -> float:
+    return least(lambda: way(x, weight, None), 5)
+
+
+def _mkl(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return F.linear(x, weight, bias)
+
+
+def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return out
 
 
 class Levels(nn.Module):

@@ -5,9 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from torch import nn
 
-from llava.quantization import kernels
+from llava.quantization import kernels, linears, measure
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def test_a_choice_is_measured_once_and_remembered(measured: list[str], tmp_path:
 
 @pytest.mark.parametrize("text", ["not json", "[]", '{"a": 3}', '{"MACHINE": {"float32": "gone"}}'])
 def test_what_is_remembered_and_does_not_fit_is_measured_again(measured: list[str], tmp_path: Path, text: str) -> None:
-    (tmp_path / "kernels.json").write_text(text.replace("MACHINE", kernels._machine()))
+    (tmp_path / "kernels.json").write_text(text.replace("MACHINE", measure._machine()))
     assert kernels._fastest("float32") == "plain" and len(measured) == 2
 
 
@@ -53,3 +54,32 @@ def test_without_a_cache_folder_it_is_measured(
 def test_a_real_measurement_takes_a_moment() -> None:
     layer = kernels._candidates("int8")["int8pack"]()
     assert 0 < kernels._seconds(layer) < 60
+
+
+@pytest.mark.parametrize("faster", ["mkl", "onednn"])
+def test_prompts_are_read_by_the_library_that_is_measured_to_be_faster(
+    faster: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("LLAVA_CACHE", str(tmp_path))
+    ways = {"mkl": linears._mkl, "onednn": linears._onednn}
+    monkeypatch.setattr(linears, "_seconds", lambda way, x, weight: 1.0 if way is ways[faster] else 2.0)
+    linears._product.cache_clear()
+    try:
+        assert linears._product() is ways[faster]
+        linears._product.cache_clear()  # as another process
+        monkeypatch.setattr(linears, "_seconds", lambda way, x, weight: 3.0)
+        assert linears._product() is ways[faster]
+    finally:
+        linears._product.cache_clear()
+
+
+@pytest.mark.parametrize("shape", [(7, 48), (2, 3, 48), (0, 48)])
+@pytest.mark.parametrize("bias", [False, True])
+def test_both_libraries_give_the_same_product(shape: tuple[int, ...], bias: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(shape, generator=generator), torch.randn(32, 48, generator=generator)
+    added = torch.randn(32, generator=generator) if bias else None
+    with torch.inference_mode():
+        one, other = (way(x, weight, added) for way in (linears._mkl, linears._onednn))
+    assert one.shape == other.shape == (*shape[:-1], 32)
+    assert torch.allclose(one, other, atol=1e-5)  # sums of 48 products in another order
