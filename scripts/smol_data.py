@@ -13,9 +13,7 @@ import json
 import random
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 from llava.cli.progress import bars
@@ -25,10 +23,11 @@ from llava.eval.question import by_image
 from llava.files import atomic_folder
 from llava.pictures.catalogue import Catalogue, Entry, load_catalogue, related
 from llava.pictures.english import article, plural
-from llava.pictures.scenes import Placed, lit, scene, single, where, worn
+from llava.pictures.scenes import Placed, where
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from scripts import easy_vqa_data, smol_card, smol_drawn, smol_text
+from scripts.smol_pictures import Picture, make_pictures
 
 NAMING = (
     "What is this?", "What does the picture show?", "What is in the image?", "What do you see?", "Name what you see.",
@@ -168,48 +167,6 @@ def row(name: str, turns: list[tuple[str, str]], image: str | None) -> dict[str,
         return {"id": name, "conversations": said}
     said[0]["value"] = "<image>\n" + said[0]["value"]
     return {"id": name, "image": image, "conversations": said}
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A picture to be made: `entries` in the catalogue, by what `how` says (one, worn or scene), from a seed."""
-
-    file: Path
-    how: str
-    entries: tuple[int, ...]
-    seed: int
-
-
-_catalogue: Catalogue | None = None  # of a worker process
-
-
-def _open_catalogue() -> None:
-    global _catalogue
-    _catalogue = load_catalogue()
-
-
-def make_picture(picture: Picture) -> list[Placed]:
-    """Write it, in a worker process. Returns where its things are, in a scene."""
-    assert _catalogue is not None
-    rng, entries = random.Random(picture.seed), [_catalogue.entries[i] for i in picture.entries]
-    placed: list[Placed] = []
-    if picture.how == "scene":
-        made, placed = scene(_catalogue, entries, rng)
-        made = lit(made, rng)
-    else:
-        made = (worn if picture.how == "worn" else single)(_catalogue, entries[0], rng)
-    made.save(picture.file, quality=92)
-    return placed
-
-
-def make_pictures(pictures: Sequence[Picture], progress: Callable[[str, int, int], None]) -> dict[str, list[Placed]]:
-    """Write all of them, on all cores. Returns where the things of each file are."""
-    found = {}
-    with ProcessPoolExecutor(initializer=_open_catalogue) as pool:
-        for picture, placed in zip(pictures, pool.map(make_picture, pictures, chunksize=64), strict=True):
-            found[picture.file.name] = placed
-            progress("making pictures", len(found), len(pictures))
-    return found
 
 
 def main() -> None:
