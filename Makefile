@@ -24,7 +24,7 @@ types: .venv/dev
 parts: .venv/core
 	$(BIN)/python -m llava.fetch
 
-data/llava-smol: .venv/dev
+data/llava-smol: | .venv/dev
 	$(BIN)/python scripts/smol_data.py data/llava-smol
 
 # Retrain the embedded model from scratch, by both stages, and put it into the package.
