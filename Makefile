@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 .PHONY: chat test check lint types parts llava-smol clean
 
 chat: .venv/core
-	$(BIN)/llava chat llava-smol --image examples/shape.png --prompt "what color is the shape?"
+	$(BIN)/llava chat llava-smol --image examples/tiger.png --prompt "What is this?"
 
 test: .venv/dev parts
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --cov --cov-report=term

@@ -189,7 +189,10 @@ PHOTOGRAPHS = Part(
 )
 
 EMBEDDED = {"llava-smol": Path(__file__).parent / "embedded" / "llava-smol"}  # trained by us, shipped with the package
-ABOUT_EMBEDDED = "llava-smol is tiny: it knows coloured shapes, one a picture, and answers anything else wrongly."
+ABOUT_EMBEDDED = (
+    "llava-smol is tiny and often wrong: it names drawings of things, says whether something is there, counts to five. "
+    "Photographs, text, positions and what is going on in a picture are beyond it."
+)
 
 
 @dataclass(frozen=True)

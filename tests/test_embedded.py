@@ -30,7 +30,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_it_is_small_and_complete() -> None:
     weights = list(EMBEDDED["llava-smol"].rglob("*.safetensors"))
-    assert len(weights) == 2
+    assert len(weights) == 3
     assert sum(path.stat().st_size for path in weights) < 25_000_000
     assert "Limits" in (EMBEDDED["llava-smol"] / "README.md").read_text()
 
@@ -43,6 +43,13 @@ def test_it_names_shape_and_colour_and_streams_the_same(smol: Assistant) -> None
     turns = [*shape, llava.Message.assistant("circle"), llava.Message.user("what color is the shape?")]
     assert smol.chat(turns) == "blue"
     assert smol.usage.encoded_images == 0 and smol.usage.reused_tokens > 20
+
+
+def test_it_names_the_picture_of_the_readme_and_knows_what_it_is(smol: Assistant) -> None:
+    tiger = llava.Image(ROOT / "examples" / "tiger.png")
+    assert smol.chat([llava.Message.user("What is this?", tiger)]) == "A tiger."
+    assert "llava-smol" in smol.chat([llava.Message.user("Who are you?")])
+    assert "Paris" in smol.chat([llava.Message.user("What is the capital of France?")])
 
 
 def test_it_looks_at_the_picture(smol: Assistant, tmp_path: Path) -> None:
@@ -63,7 +70,7 @@ def test_inspect_shows_parts_text_and_ids() -> None:
     done = run("inspect", "llava-smol", "--image", str(SHAPE), "--prompt", "what color?")
     assert done.returncode == 0
     assert "<|im_start|>user\n<image>\nwhat color?<|im_end|>\n<|im_start|>assistant\n" in done.stdout
-    assert "256x256, 16 tokens at" in done.stdout
+    assert "256x256, 36 tokens at" in done.stdout
     for part in ("vision encoder", "projector", "LLM", "efficientnet_lite0", "mlp2x_gelu"):
         assert part in done.stdout
 

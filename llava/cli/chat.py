@@ -33,7 +33,7 @@ images in mind. In it, `/image FILE` and `/video FILE` add one to the next messa
 
 Examples:
 
-    llava chat llava-smol --image shape.png --prompt "what color is the shape?"
+    llava chat llava-smol --image tiger.png --prompt "What is this?"
 
     llava chat runs/llava-smol-finetune
 

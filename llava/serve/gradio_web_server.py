@@ -26,9 +26,10 @@ EXAMPLES = Path(__file__).parent / "examples"
 FAILED = "This failed"  # the title of an error in the chat: not part of the conversation
 ABOUT = f"Answers come from the model that is chosen. {ABOUT_EMBEDDED}"
 _QUESTIONS = (
-    ("shape.png", "what color is the shape?"),
+    ("tiger.png", "What is this?"),
+    ("calculators.png", "How many things are in the picture?"),
+    ("bus.png", "What is this: a car, a bus, a boat or a bicycle?"),
     ("triangle.png", "what shape is in the image?"),
-    ("circle.png", "is there a red shape in the image?"),
 )
 _MEGABYTES = 20  # of an upload
 

@@ -76,6 +76,6 @@ def test_what_cannot_be_shared_is_told(folders: dict[str, Path], tmp_path: Path)
     other = tmp_path / "other"
     shutil.copytree(folders["own"], other)
     config = (other / "config.json").read_text()
-    (other / "config.json").write_text(config.replace('"grid": 4', '"grid": 5'))
+    (other / "config.json").write_text(config.replace('"grid": 6', '"grid": 5'))
     with pytest.raises(LlavaError, match="another base"):
         load_shared({"a": folders["own"], "b": other}, (Storage("float32", False), torch.device("cpu")))
