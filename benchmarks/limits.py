@@ -9,7 +9,6 @@ tensor. Linear layers and attention are counted, nothing else is: what is above 
 """
 
 import argparse
-import time
 from collections.abc import Callable
 
 import PIL.Image
@@ -25,6 +24,7 @@ from llava.models.cache import CacheBatch, KVCache
 from llava.quantization.footprint import PRECISIONS, footprint
 from llava.quantization.kernels import pack_linear
 from llava.quantization.linears import HalfLinear
+from llava.quantization.measure import least
 
 MILLI = 1e3
 
@@ -32,12 +32,7 @@ MILLI = 1e3
 def best(run: Callable[[], object], rounds: int = 5) -> float:
     """The least seconds of some rounds."""
     run()
-    times = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return min(times)
+    return least(run, rounds)
 
 
 def matrix_rate(precision: llava.config.Precision) -> float:
