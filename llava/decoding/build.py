@@ -73,7 +73,7 @@ def step() -> Run | None:
         return None
     try:
         return _load(path)
-    except ValueError:  # damaged: it is built anew by the next process
+    except ValueError:  # damaged, or nothing that we can read: it is built anew, once in a process
         path.unlink(missing_ok=True)
         return None
 

@@ -33,7 +33,7 @@ def load_object(content: bytes, outside: Callable[[str], int]) -> Code:
     """
     try:
         return _load(content, outside)
-    except (struct.error, IndexError) as error:
+    except (struct.error, IndexError, StopIteration) as error:
         raise ValueError(f"damaged object file ({error})") from None
 
 

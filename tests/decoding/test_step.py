@@ -148,3 +148,12 @@ def test_the_builder_says_where_it_cannot_write(run: build.Run, tmp_path: Path) 
     command = [sys.executable, "-m", "llava.decoding.build", str(tmp_path / "file" / "step.o")]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONWARNINGS": "ignore"})
     assert done.returncode == 1 and "cannot write" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_damaged_file_is_deleted_and_pytorch_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not build.possible():
+        pytest.skip("this machine cannot have the compiled step")
+    path = tmp_path / "step.o"
+    path.write_bytes(b"no machine code")
+    monkeypatch.setattr(build, "_path", lambda: path)
+    assert build.step() is None and not path.exists()
