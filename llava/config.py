@@ -118,12 +118,17 @@ class SiglipVisionConfig(Strict):
 
 
 class EfficientNetLiteConfig(Strict):
-    """EfficientNet-Lite0, read out as a grid of the outputs of several of its seven stages."""
+    """EfficientNet-Lite0, read out as a grid of the outputs of several of its seven stages.
+
+    classes: beside every cell, the probabilities of ImageNet's 1,000 classes. places: and the cell's place, x and y.
+    """
 
     type: Literal["efficientnet_lite0"] = "efficientnet_lite0"
     image_size: int = 224
     stages: tuple[Annotated[int, Field(ge=1, le=7)], ...] = (3, 5, 7)
     grid: int = 4  # features are average-pooled to grid x grid tokens
+    classes: bool = False
+    places: bool = False
 
 
 VisionConfig = Annotated[ClipVisionConfig | SiglipVisionConfig | EfficientNetLiteConfig, Field(discriminator="type")]

@@ -2,9 +2,10 @@
 
     python scripts/smol_data.py data/llava-smol
 
-writes match.json, finetune.json, images/ and card.html (sources, licences, counts, examples). Pictures come from the
+writes match.json, classes.json (what the encoder's own classes are called), finetune.json, images/ and card.html
+(sources, licences, counts, examples). Pictures come from the
 catalogue's training split (stamps, clip art, children's games, emoji in seven styles; see llava/pictures), alone and
-composed to scenes of up to five things, from easy-VQA's training split, and from scripts/smol_drawn.py (shapes and
+composed to scenes of up to five things, from easy-VQA's training split, and from scripts/drawn_pictures.py (shapes and
 digits). Replies without a picture are SmolLM2's own, so that what it says there stays what it was.
 """
 
@@ -20,13 +21,18 @@ from llava.cli.progress import bars
 from llava.eval.benchmarks.easy_vqa import load_questions
 from llava.eval.benchmarks.smol_suite import NUMBERS, SIDES
 from llava.eval.question import by_image
+from llava.fetch import fetch
 from llava.files import atomic_folder
+from llava.pictures import drawn
 from llava.pictures.catalogue import Catalogue, Entry, load_catalogue, related
 from llava.pictures.english import article, plural
+from llava.pictures.imagenet import class_names
 from llava.pictures.scenes import Placed, where
+from llava.pictures.wordnet import WordNet
+from llava.registry import PICTURES
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from scripts import easy_vqa_data, smol_card, smol_drawn, smol_text
+from scripts import easy_vqa_data, smol_card, smol_text
 from scripts.smol_pictures import Picture, make_pictures
 
 NAMING = (
@@ -41,6 +47,10 @@ PRESENT = (
     "Can you see {a} here?",
 )  # fmt: skip
 NUMBER = ("What number is this?", "Which number do you see?", "Read the number.")
+READ = ("What does it say?", "Read the word.", "Which word is this?", "What is written here?")
+BARS = ("How many bars does the chart have?", "How many bars are there?", "Count the bars.")
+TALLEST = ("Which colour is the tallest bar?", "What color is the tallest bar?", "What color is the highest bar?")
+SHORTEST = ("Which colour is the shortest bar?", "What color is the shortest bar?", "What color is the lowest bar?")
 COUNT = ("How many {names} are there?", "How many {names} do you see?", "Count the {names}.")
 COUNT_ALL = ("How many things are in the picture?", "How many objects are there?", "How many things do you see?")
 WHERE = ("Where is the {one}, seen from the {other}?", "Where is the {one} relative to the {other}?")
@@ -175,10 +185,12 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--views", type=int, default=6, help="of each picture (default 6), and one that is worn")
     parser.add_argument("--groups", type=int, default=12000, help="pictures of several things (default 12000)")
-    parser.add_argument("--singles", type=int, default=22000, help="conversations about one thing (default 22000)")
-    parser.add_argument("--scenes", type=int, default=6000, help="conversations about several (default 6000)")
+    parser.add_argument("--singles", type=int, default=21000, help="conversations about one thing (default 21000)")
+    parser.add_argument("--scenes", type=int, default=8000, help="conversations about several (default 8000)")
     parser.add_argument("--shapes", type=int, default=1600, help="conversations about easy-VQA's pictures")
-    parser.add_argument("--drawn", type=int, default=1600, help="conversations about drawn shapes and digits")
+    parser.add_argument(
+        "--drawn", type=int, default=2400, help="conversations about drawn shapes, numbers, words, charts"
+    )
     parser.add_argument("--texts", type=int, default=1500, help="replies without a picture, each taken twice")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -216,13 +228,15 @@ def main() -> None:
         for i in range(min(options.scenes, len(groups))):
             finetune.append(row(f"about-scene-{i}", maker.about_scene(placed[f"scene-{i}.jpg"]), f"scene-{i}.jpg"))
         shapes(options.shapes, rng, folder, match, finetune)
-        drawn(options.drawn, rng, images, match, finetune)
+        drawings(options.drawn, rng, images, match, finetune)
         texts = smol_text.replies(rng, options.texts, progress.items)
         finetune += [row(f"text-{i}", [turn], None) for i, turn in enumerate(texts * 2)]
         finetune += [row(f"self-{i}", [turn], None) for i, turn in enumerate(list(SELF.items()) * 12)]
         data = {"match": match, "finetune": finetune}
         for name, rows in data.items():
             (folder / f"{name}.json").write_text(json.dumps(rows, indent=1))
+        names = class_names(WordNet(fetch(PICTURES["wordnet"])), maker.entries)
+        (folder / "classes.json").write_text(json.dumps(names, indent=0))
         smol_card.write_card(folder / "card.html", catalogue, data, images)
     print(f"{options.folder}: {len(match)} captions, {len(finetune)} conversations")
 
@@ -233,31 +247,49 @@ def sample(items: Sequence[int], weights: Sequence[float], number: int, rng: ran
     return [item for item, _ in keyed[:number]]
 
 
-def drawn(
+def drawings(
     conversations: int,
     rng: random.Random,
     images: Path,
     match: list[dict[str, object]],
     finetune: list[dict[str, object]],
 ) -> None:
-    """Rows about numbers and shapes drawn here, which have other sizes and edges than easy-VQA's."""
+    """Rows about shapes of other sizes and edges than easy-VQA's, numbers, words and bar charts."""
     asked = easy_vqa_data.wordings(load_questions("train"))
     for i in range(conversations):
-        file = f"drawn-{i}.jpg"
-        if i % 4 == 3:
-            picture, number = smol_drawn.digits(rng)
+        file, kind = f"drawn-{i}.jpg", i % 6
+        if kind == 3:
+            picture, number = drawn.digits(rng)
             turns, caption = [(rng.choice(NUMBER), f"{number}.")], f"number {number}"
+        elif kind == 4:
+            picture, word = drawn.word(rng)
+            turns, caption = [(rng.choice(READ), capital(word) + ".")], f"word {word}"
+        elif kind == 5:
+            chart = drawn.chart(rng)
+            picture, turns, caption = chart.picture, about_chart(chart, rng), f"chart {' '.join(chart.colours)}"
         else:
-            picture, shape, colour = smol_drawn.shape(rng)
+            picture, shape, colour = drawn.shape(rng)
             what, caption = easy_vqa_data.Shown(shape, colour), f"{colour} {shape}"
             turns = [(rng.choice(NAMING), capital(article(caption)) + ".")]
         picture.save(images / file, quality=92)
         match.append(row(f"drawn-{i}", [("Name it.", caption)], file))
-        if i % 4 == 0:
+        if kind == 0:
             said = easy_vqa_data.conversation(what, asked, rng, "<image>\n")
             finetune.append({"id": f"drawn-{i}", "image": file, "conversations": said})
         else:
             finetune.append(row(f"drawn-{i}", turns, file))
+
+
+def about_chart(chart: drawn.Chart, rng: random.Random) -> list[tuple[str, str]]:
+    """Two turns about a bar chart."""
+    turns = [
+        (rng.choice(BARS), capital(NUMBERS[len(chart.colours)]) + "."),
+        (rng.choice(TALLEST), capital(chart.tallest) + "."),
+        (rng.choice(SHORTEST), capital(chart.shortest) + "."),
+    ]
+    if rng.random() < 0.3:
+        turns.append((rng.choice(NAMING), "A bar chart."))
+    return rng.sample(turns, 2)
 
 
 def shapes(

@@ -9,16 +9,32 @@ from pathlib import Path
 import PIL.Image
 import pytest
 
-from llava.eval.benchmarks.easy_vqa import COLOURS, SHAPES
 from llava.eval.benchmarks.smol_suite import without_picture
 from llava.eval.runner import Answer
+from llava.pictures import drawn
 from llava.pictures.catalogue import Catalogue, Entry
 from llava.pictures.english import article, plural
 from llava.pictures.scenes import Placed
 from llava.train.data import messages_of
-from scripts import smol_drawn, smol_text
+from scripts import smol_text
 from scripts.smol_card import write_card
-from scripts.smol_data import DESCRIBE, NAMING, PLACE, PRESENT, Maker, caption_of, row, sample, words
+from scripts.smol_data import (
+    BARS,
+    DESCRIBE,
+    NAMING,
+    NUMBERS,
+    PLACE,
+    PRESENT,
+    SHORTEST,
+    TALLEST,
+    Maker,
+    about_chart,
+    capital,
+    caption_of,
+    row,
+    sample,
+    words,
+)
 from scripts.smol_sheet import sheet
 
 NAMES = ("apple", "dog", "bus", "hammer", "cherry", "fox", "glasses", "unicorn")
@@ -124,17 +140,19 @@ def test_items_of_larger_weight_are_taken_more_often_and_none_twice() -> None:
     assert taken[3] > 400 > max(taken[i] for i in range(3))
 
 
-def test_drawn_shapes_have_the_colour_and_form_they_are_said_to_have() -> None:
+def test_turns_about_a_chart_are_true() -> None:
     seen = set()
     for seed in range(60):
-        picture, form, colour = smol_drawn.shape(random.Random(seed))
-        seen |= {form, colour}
-        fills = [pixel for _, pixel in sorted(picture.getcolors(picture.width * picture.height) or [])[-3:]]
-        nearest = [min(smol_drawn._RGB.items(), key=lambda item: sum((a - b) ** 2 for a, b in zip(item[1], fill,
-                   strict=True)))[0] for fill in fills if isinstance(fill, tuple)]  # fmt: skip
-        assert colour in nearest
-    assert seen == {*SHAPES, *COLOURS}
-    assert all(0 <= smol_drawn.digits(random.Random(seed))[1] < 100 for seed in range(20))
+        rng = random.Random(seed)
+        chart = drawn.chart(rng)
+        for question, answer in about_chart(chart, rng):
+            if question in BARS:
+                assert answer == f"{capital(NUMBERS[len(chart.heights)])}."
+            elif question in (*TALLEST, *SHORTEST):
+                height = (max if question in TALLEST else min)(chart.heights)
+                assert answer == f"{capital(chart.colours[chart.heights.index(height)])}."
+            seen.add(question)
+    assert seen >= {*BARS, *TALLEST, *SHORTEST}
 
 
 def test_the_card_shows_sources_counts_and_examples(tmp_path: Path) -> None:

@@ -22,10 +22,11 @@ from llava.errors import LlavaError
 from llava.files import os_errors, write_text
 from llava.models.llava import LlavaModel
 from llava.processor import IGNORE
+from llava.train.classes import MadeUpClasses
 from llava.train.data import Batch, Dataset, collate, endless_batches, measure
 from llava.train.features import FeatureCache, build_cache
 from llava.train.log import Log, StepLog
-from llava.train.matching import captions_of, matching_loss
+from llava.train.matching import Captions, caption_of, matching_loss
 from llava.train.precision import faster_precision
 from llava.train.recipe import Recipe
 from llava.train.stages import load_model, parameter_groups, prepare, save_trained
@@ -50,13 +51,14 @@ class Watcher(Protocol):
 
 @dataclass(frozen=True)
 class Run:
-    """A run made ready: model with trainable parts, measured data, feature cache. captions: all, for stage match."""
+    """A run made ready: model with trainable parts, measured data, feature cache. captions, made_up: of stage match."""
 
     recipe: Recipe
     loaded: Loaded
     data: Dataset
     cache: FeatureCache | None
-    captions: list[tuple[int, ...]]
+    captions: Captions | None
+    made_up: MadeUpClasses | None
     precision: str  # float32 or bfloat16
 
     @property
@@ -91,13 +93,19 @@ class Run:
         elif self.cache is None:
             with torch.set_grad_enabled(bool(recipe.train_vision)):
                 features = self.model.vision(features)
-        if recipe.stage == "match":
-            return matching_loss(self.model, batch, features, self.captions)
+        if self.captions is not None:
+            own = [caption_of(labels) for labels in batch.labels.tolist()]
+            if self.made_up is not None:
+                made, named = self.made_up.rows(features)
+                features, own = torch.cat([features, made]), own + named
+            return matching_loss(self.model, features, own, self.captions)
         return language_loss(self.model, batch, features, self.precision)
 
     def weight(self, batch: Batch) -> int:
         """What a batch's loss is the sum over: pictures in stage match, else supervised tokens."""
-        return len(batch.ids) if self.recipe.stage == "match" else batch.supervised
+        if self.captions is not None:
+            return len(batch.ids) + (self.made_up.count(len(batch.ids)) if self.made_up else 0)
+        return batch.supervised
 
     def _visual(self, images: list[Visual]) -> Tensor:
         if self.cache is not None:
@@ -118,11 +126,10 @@ def set_up(recipe: Recipe, watcher: Watcher) -> Run:
         decode=recipe.cache_features,
         on_row=lambda n, of: watcher.preparing("checking data", n, of),
     )
-    captions = []
-    if recipe.stage == "match":
-        if any(len(sample.sizes) != 1 or processor.layout(sample.sizes[0]).views != 1 for sample in data.samples):
-            raise LlavaError(f"{recipe.data.path}: stage match takes rows of one picture, of one view")
-        captions = captions_of([data.prompt(sample).labels for sample in data.samples])
+    if recipe.stage == "match" and any(
+        len(sample.sizes) != 1 or processor.layout(sample.sizes[0]).views != 1 for sample in data.samples
+    ):
+        raise LlavaError(f"{recipe.data.path}: stage match takes rows of one picture, of one view")
     cache = None
     if recipe.cache_features and (sizes := data.image_sizes()):
         cache = build_cache(
@@ -134,8 +141,14 @@ def set_up(recipe: Recipe, watcher: Watcher) -> Run:
         )
     prepare(loaded.model, recipe)
     loaded.model.to(default_device())
+    captions = made_up = None
+    if recipe.stage == "match":
+        if recipe.class_names is not None:
+            made_up = MadeUpClasses(loaded.model, recipe.class_names, processor.tokenizer)
+        found = [caption_of(data.prompt(sample).labels) for sample in data.samples]
+        captions = Captions(loaded.model, found + (made_up.captions if made_up else []))
     precision = faster_precision(loaded.model.device) if recipe.precision == "auto" else recipe.precision
-    return Run(recipe, loaded, data, cache, captions, precision)
+    return Run(recipe, loaded, data, cache, captions, made_up, precision)
 
 
 def language_loss(model: LlavaModel, batch: Batch, features: Tensor, precision: str = "float32") -> Tensor:

@@ -115,6 +115,23 @@ def test_efficientnet_stages_equal_the_package_on_real_weights(size: int) -> Non
 
 
 @torch.inference_mode()
+def test_efficientnet_classes_equal_the_package_and_stand_beside_every_cell() -> None:
+    file = fetch(PARTS["efficientnet-lite0"])
+    theirs = EfficientNet.from_name("efficientnet-lite0").eval()
+    theirs.load_state_dict(read_torch(file))
+    ours = EfficientNetLite(EfficientNetLiteConfig(stages=(3, 7), grid=7, classes=True, places=True)).eval()
+    load_strict(ours, ours.state_dict_from(file), file)
+    pixels = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    features = ours(pixels)
+    assert features.shape == (2, 49, 40 + 320 + 2 + 1000)
+    expected = theirs(pixels).softmax(-1)
+    for cell in (0, 30, 48):
+        assert torch.allclose((features[:, cell, -1000:] / 8) ** 2, expected, atol=1e-5, rtol=0)
+        place = torch.tensor([cell % 7, cell // 7]) / 3 - 1  # from left to right, then down
+        assert torch.allclose(features[:, cell, -1002:-1000], place.expand(2, 2))
+
+
+@torch.inference_mode()
 def test_efficientnet_ignores_the_training_mode() -> None:
     encoder = EfficientNetLite(EfficientNetLiteConfig(image_size=64, grid=2))
     pixels = torch.randn(2, 3, 64, 64)

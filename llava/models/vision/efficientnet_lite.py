@@ -1,6 +1,7 @@
 """EfficientNet-Lite0 (Tan & Le 2019; Lite: no squeeze-and-excitation, ReLU6, stem and head unscaled).
 
 Read out at the linear bottlenecks that end chosen stages: they are dense, where features after ReLU6 are mostly zero.
+Beside them, on request, what the network's own classifier (ImageNet) takes the picture for, and where the cell is.
 Convolutions pad as TensorFlow does (more on the right and bottom).
 Oracle: the package `efficientnet_lite_pytorch`, whose parameter names the weight file has.
 """
@@ -23,7 +24,8 @@ _STAGES = (
     (4, 5, 2, 6, 192),
     (1, 3, 1, 6, 320),
 )
-_STEM = 32
+_STEM, _HEAD, CLASSES = 32, 1280, 1000
+_CLASS_SCALE = 8.0  # of the square roots of probabilities: as large as the bottlenecks' outputs
 
 
 class _Conv(nn.Module):
@@ -67,17 +69,21 @@ class _Block(nn.Module):
 
 
 class EfficientNetLite(nn.Module):
-    """Pixels (N, 3, size, size) to features (N, grid * grid, sum of the stages' channels)."""
+    """Pixels (N, 3, size, size) to features (N, grid * grid, D).
+
+    D: the stages' channels, then x and y of the cell (`places`), then the classes (`classes`), which all cells share.
+    """
 
     def __init__(self, config: EfficientNetLiteConfig) -> None:
         super().__init__()
         self.config = config
         self.num_tokens = config.grid**2
         self.feature_size = sum(_STAGES[stage - 1][4] for stage in config.stages)
+        self.feature_size += CLASSES * config.classes + 2 * config.places
         self.stem = _Conv(3, _STEM, kernel=3, stride=2)
         self.stages = nn.ModuleList()
         inputs = _STEM
-        for blocks, kernel, stride, expansion, channels in _STAGES[: max(config.stages)]:
+        for blocks, kernel, stride, expansion, channels in _STAGES[: 7 if config.classes else max(config.stages)]:
             self.stages.append(
                 nn.Sequential(
                     *(
@@ -87,11 +93,26 @@ class EfficientNetLite(nn.Module):
                 )
             )
             inputs = channels
+        self.head = _Conv(inputs, _HEAD) if config.classes else None
+        self.classifier = nn.Linear(_HEAD, CLASSES) if config.classes else None
 
     def forward(self, pixels: Tensor) -> Tensor:
-        maps = self.stage_maps(pixels)
-        pooled = [F.adaptive_avg_pool2d(maps[stage - 1], self.config.grid) for stage in self.config.stages]
-        return torch.cat(pooled, dim=1).flatten(2).transpose(1, 2)
+        maps, grid = self.stage_maps(pixels), self.config.grid
+        parts = [F.adaptive_avg_pool2d(maps[stage - 1], grid) for stage in self.config.stages]
+        if self.config.places:
+            line = torch.linspace(-1, 1, grid, dtype=pixels.dtype, device=pixels.device)
+            place = torch.stack(torch.meshgrid(line, line, indexing="xy"))  # (2, grid, grid): x, y
+            parts.append(place.expand(len(pixels), 2, grid, grid))
+        if self.config.classes:
+            classes = class_features(self.class_logits(maps[-1]))
+            parts.append(classes[:, :, None, None].expand(-1, -1, grid, grid))
+        return torch.cat(parts, dim=1).flatten(2).transpose(1, 2)
+
+    def class_logits(self, last: Tensor) -> Tensor:
+        """Scores (N, 1000) of ImageNet's classes, from the last stage's output."""
+        assert self.head is not None and self.classifier is not None
+        logits: Tensor = self.classifier(F.relu6(self.head(last)).mean((2, 3)))
+        return logits
 
     def stage_maps(self, pixels: Tensor) -> list[Tensor]:
         """The output of each stage that is built, as (N, channels, height, width)."""
@@ -122,4 +143,12 @@ class EfficientNetLite(nn.Module):
                 take(f"{name}.expand", f"{source}._expand_conv", f"{source}._bn0")
             take(f"{name}.depthwise", f"{source}._depthwise_conv", f"{source}._bn1")
             take(f"{name}.project", f"{source}._project_conv", f"{source}._bn2")
+        if self.config.classes:
+            take("head", "_conv_head", "_bn1")
+            tensors["classifier.weight"], tensors["classifier.bias"] = published["_fc.weight"], published["_fc.bias"]
         return tensors
+
+
+def class_features(logits: Tensor) -> Tensor:
+    """Scores (N, 1000) of classes as the features (N, 1000) that stand for them."""
+    return _CLASS_SCALE * logits.softmax(-1).sqrt()
