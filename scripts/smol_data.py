@@ -2,8 +2,7 @@
 
     python scripts/smol_data.py data/llava-smol
 
-writes match.json, classes.json (what the encoder's own classes are called), finetune.json, images/ and card.html
-(sources, licences, counts, examples). Pictures come from the
+writes match.json, finetune.json, images/ and card.html (sources, licences, counts, examples). Pictures come from the
 catalogue's training split (stamps, clip art, children's games, emoji in seven styles; see llava/pictures), alone and
 composed to scenes of up to five things, from easy-VQA's training split, and from scripts/drawn_pictures.py (shapes and
 digits). Replies without a picture are SmolLM2's own, so that what it says there stays what it was.
@@ -26,7 +25,7 @@ from llava.files import atomic_folder
 from llava.pictures import drawn
 from llava.pictures.catalogue import Catalogue, Entry, load_catalogue, related
 from llava.pictures.english import article, plural
-from llava.pictures.imagenet import class_names
+from llava.pictures.imagenet import class_names, class_offsets
 from llava.pictures.scenes import Placed, where
 from llava.pictures.wordnet import WordNet
 from llava.registry import PICTURES
@@ -192,6 +191,7 @@ def main() -> None:
         "--drawn", type=int, default=2400, help="conversations about drawn shapes, numbers, words, charts"
     )
     parser.add_argument("--texts", type=int, default=1500, help="replies without a picture, each taken twice")
+    parser.add_argument("--imagined", type=int, default=18000, help="pictures taken for classes that the encoder knows")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     rng = random.Random(options.seed)
@@ -232,11 +232,11 @@ def main() -> None:
         texts = smol_text.replies(rng, options.texts, progress.items)
         finetune += [row(f"text-{i}", [turn], None) for i, turn in enumerate(texts * 2)]
         finetune += [row(f"self-{i}", [turn], None) for i, turn in enumerate(list(SELF.items()) * 12)]
+        files = [f"one-{i}.jpg" for i, (_, how) in enumerate(ones) if how == "one"]
+        imagined(options.imagined, Maker(catalogue, random.Random(options.seed + 1)), files, match, finetune)
         data = {"match": match, "finetune": finetune}
         for name, rows in data.items():
             (folder / f"{name}.json").write_text(json.dumps(rows, indent=1))
-        names = class_names(WordNet(fetch(PICTURES["wordnet"])), maker.entries)
-        (folder / "classes.json").write_text(json.dumps(names, indent=0))
         smol_card.write_card(folder / "card.html", catalogue, data, images)
     print(f"{options.folder}: {len(match)} captions, {len(finetune)} conversations")
 
@@ -245,6 +245,26 @@ def sample(items: Sequence[int], weights: Sequence[float], number: int, rng: ran
     """So many different items, those of larger weight sooner (Efraimidis & Spirakis 2006)."""
     keyed = sorted(zip(items, weights, strict=True), key=lambda pair: -(rng.random() ** (1 / pair[1])))
     return [item for item, _ in keyed[:number]]
+
+
+def imagined(
+    number: int, maker: Maker, files: list[str], match: list[dict[str, object]], finetune: list[dict[str, object]]
+) -> None:
+    """Rows whose picture is to be taken for a class of photographs that the encoder knows (llava.train.classes).
+
+    Names with many classes (109 are dogs) come less often than those. Every sixth gets a conversation too.
+    """
+    rng, wordnet = maker.rng, WordNet(fetch(PICTURES["wordnet"]))
+    offsets = class_offsets()
+    names = class_names(wordnet, maker.entries, offsets)
+    count = Counter(names)
+    for i, index in enumerate(rng.choices(range(len(names)), [count[name] ** -0.5 for name in names], k=number)):
+        name, what, file = names[index], {"class": index}, rng.choice(files)
+        match.append(row(f"class-{i}", [("Name it.", name)], file) | what)
+        if i % 6 == 0:
+            above = (offsets[index], *wordnet.above(wordnet.synset(offsets[index])))
+            entry = Entry("", "imagenet", name, (), None, above, None, "train")
+            finetune.append(row(f"about-class-{i}", maker.about_one(entry, coloured=False), file) | what)
 
 
 def drawings(

@@ -17,15 +17,19 @@ _TOO_WIDE = {
 }  # fmt: skip
 
 
-def class_names(wordnet: WordNet, entries: Sequence[Entry]) -> list[str]:
+def class_offsets() -> list[int]:
+    """The classes' offsets in WordNet's file of nouns, in the order of a classifier's scores."""
+    return [int(line) for line in Path(__file__).with_suffix(".txt").read_text(encoding="utf-8").split()]
+
+
+def class_names(wordnet: WordNet, entries: Sequence[Entry], offsets: Sequence[int]) -> list[str]:
     """For each class the nearest name at or above it that an entry has, else the first of WordNet's words for it."""
     known = {
         entry.above[0]: entry.name
         for entry in entries
         if entry.above and entry.name not in _TOO_WIDE and entry.name in _words(wordnet, entry.above[0])
     }
-    offsets = (Path(__file__).with_suffix(".txt")).read_text(encoding="utf-8").split()
-    return [_nearest(wordnet, int(offset), known) for offset in offsets]
+    return [_nearest(wordnet, offset, known) for offset in offsets]
 
 
 def _nearest(wordnet: WordNet, offset: int, known: dict[int, str]) -> str:

@@ -1,64 +1,43 @@
-"""Pictures that nobody has: features of classes that the vision encoder tells apart, under the classes' names.
+"""Pictures that nobody has: a row of data may say that its picture is to be taken for a class that the encoder knows.
 
-An encoder that was trained to classify photographs knows far more of them than a small data set shows. For stage
-`match` some rows of a batch are taken again with the encoder's answer exchanged: instead of what it took the picture
-for, features as of a photograph of a class drawn at random, and that class's name as the caption. So the projector
-learns what the encoder's classes are called, without a picture of them.
+An encoder that was trained to classify photographs knows far more of them than a small data set shows. Such a row, with
+`"class": 285`, exchanges what the encoder took its picture for by features as of a photograph of that class, so that
+projector and LLM learn what the encoder's classes are called. All else that the encoder says of the picture stays.
 """
 
-import json
-from pathlib import Path
+from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from llava.errors import LlavaError
-from llava.models.llava import LlavaModel
 from llava.models.vision.efficientnet_lite import CLASSES, EfficientNetLite, class_features
-from llava.tokenizer import Tokenizer
 
-_SHARE = 3  # one made-up row for so many real ones
-_SURE, _SPREAD = (5.0, 19.0), 0.1  # scores above the mean of classes alike; noise, as a part of that
+_SURE, _NOISE = (5.0, 19.0), 0.1  # scores of the class; noise of all scores, as a part of that
 
 
-class MadeUpClasses:
-    """Draws made-up rows. captions: the ids of each named class's name."""
+class ImaginedClasses:
+    """Makes up what an encoder says of a picture of one of its classes."""
 
-    def __init__(self, model: LlavaModel, names: Path, tokenizer: Tokenizer) -> None:
-        """names: a JSON list of the classes' names, null for a class that is left out. Raises LlavaError."""
-        vision = model.vision
+    def __init__(self, vision: nn.Module) -> None:
+        """Raises LlavaError for an encoder that has no classes beside its features."""
         if not isinstance(vision, EfficientNetLite) or vision.classifier is None:
-            raise LlavaError("class_names: the vision encoder does not classify (model.encoder.classes)")
-        try:
-            listed = json.loads(names.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise LlavaError(f"{names}: class names cannot be read ({error.strerror})") from None
-        except ValueError as error:
-            raise LlavaError(f"{names}: not valid JSON ({error})") from None
-        if not isinstance(listed, list) or len(listed) != CLASSES or not any(listed):
-            raise LlavaError(f"{names}: expected a list of {CLASSES} names, null where a class is left out")
-        named = [index for index, name in enumerate(listed) if name]
-        self.captions = [tuple(tokenizer.encode(f"{listed[index]}\n")[0]) for index in named]
-        self._named = torch.tensor(named)
-        count = {caption: self.captions.count(caption) for caption in set(self.captions)}
-        self._chances = torch.tensor([count[caption] ** -0.5 for caption in self.captions])  # 118 classes are dogs
+            raise LlavaError(
+                "the data has rows with 'class', but the vision encoder gives no classes (encoder.classes)"
+            )
         with torch.no_grad():
-            weight = vision.classifier.weight.float().cpu()
+            weight = vision.classifier.weight.float()
             directions = F.normalize(weight - weight.mean(0), dim=-1)
             self._alike = directions @ directions.T  # (1000, 1000): which classes the encoder takes for each other
 
-    def count(self, rows: int) -> int:
-        """How many made-up rows go with so many real ones."""
-        return rows // _SHARE
-
-    def rows(self, features: Tensor) -> tuple[Tensor, list[tuple[int, ...]]]:
-        """Made-up rows for real features (N, T, D), whose last columns are the classes', and their captions."""
-        number = self.count(len(features))
-        drawn = torch.multinomial(self._chances, number, replacement=True)
+    def exchange(self, features: Tensor, classes: Mapping[int, int]) -> Tensor:
+        """Features (N, T, D), those of the classes, which are the last, made up for the views that `classes` names."""
+        views = torch.tensor(list(classes), device=features.device)
+        alike = self._alike[list(classes.values())].to(features.device)
         low, high = _SURE
-        sure = low + (high - low) * torch.rand(number, 1)
-        scores = sure * (self._alike[self._named[drawn]] + _SPREAD * torch.randn(number, CLASSES))
-        made = features[torch.randperm(len(features))[:number]].clone()
-        made[:, :, -CLASSES:] = class_features(scores).to(made.device, made.dtype)[:, None]
-        return made, [self.captions[index] for index in drawn.tolist()]
+        sure = low + (high - low) * torch.rand(len(views), 1, device=features.device)
+        scores = sure * (alike + _NOISE * torch.randn_like(alike))
+        made = features.clone()
+        made[views, :, -CLASSES:] = class_features(scores).to(made.dtype)[:, None]
+        return made

@@ -18,6 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from llava.chat.messages import Image, Message, Role, Visual
 from llava.errors import LlavaError
 from llava.media.tiling import Layout
+from llava.models.vision.efficientnet_lite import CLASSES
 from llava.processor import IGNORE, Processor, Prompt
 from llava.train.recipe import DataConfig
 
@@ -63,6 +64,17 @@ def messages_of(row: Any, images: Path) -> list[Message]:
     return messages
 
 
+def _class_of(row: Any, views: list[int]) -> int | None:
+    value = row.get("class")
+    if value is None:
+        return None
+    if views != [1]:
+        raise LlavaError("a row with 'class' needs one image, of one view")
+    if not isinstance(value, int) or not 0 <= value < CLASSES:
+        raise LlavaError(f"'class' must be a number from 0 to {CLASSES - 1}")
+    return value
+
+
 def _image_names(row: Any) -> list[str]:
     names = row.get("image") or []
     return [names] if isinstance(names, str) else list(names)
@@ -70,11 +82,15 @@ def _image_names(row: Any) -> list[str]:
 
 @dataclass(frozen=True)
 class Sample:
-    """A usable row: its index, its length in tokens with images expanded, and its images' sizes (width, height)."""
+    """A usable row: its index, its length in tokens with images expanded, and its images' sizes (width, height).
+
+    as_class: what its picture is to be taken for (llava.train.classes).
+    """
 
     row: int
     length: int
     sizes: tuple[tuple[int, int], ...]
+    as_class: int | None = None
 
 
 @dataclass(frozen=True)
@@ -127,6 +143,7 @@ def measure(
             messages = messages_of(row, config.images)
             images = [Image(config.images / name) for name in _image_names(row)]
             sizes = tuple(image.open().size if decode else image.size for image in images)
+            as_class = _class_of(row, [processor.layout(size).views for size in sizes])
             prompt = processor.prompt(messages, sizes)
             if len(prompt.ids) > max_tokens:
                 raise LlavaError(f"longer than max_tokens ({max_tokens})")
@@ -137,7 +154,7 @@ def measure(
             example = example or f"row {index}: {error}"
             dropped[reason] += 1
         else:
-            samples.append(Sample(index, len(prompt.ids), sizes))
+            samples.append(Sample(index, len(prompt.ids), sizes, as_class))
     bad = sum(dropped.values())
     if bad > config.max_dropped * len(rows) or not samples:
         reasons = ", ".join(f"{count} x {reason}" for reason, count in dropped.most_common(5))
@@ -184,7 +201,7 @@ def endless_batches(samples: Sequence[Sample], batch_size: int, seed: int, skip:
 class Batch:
     """Padded on the right. ids, labels: (B, T). visual: views (N, 3, H, W) or their cached features (N, T, Dv).
 
-    layouts: of each picture, in order; they say which of the views are its own.
+    layouts: of each picture, in order; they say which of the views are its own. classes: what views are taken for.
     """
 
     ids: Tensor
@@ -192,6 +209,7 @@ class Batch:
     visual: Tensor
     layouts: list[Layout]
     corrupt: int  # samples left out
+    classes: dict[int, int]
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on a device."""
@@ -203,11 +221,12 @@ class Batch:
         return int((self.labels[:, 1:] != IGNORE).sum())
 
 
-def collate(prompts: Sequence[Prompt], visual: Tensor, corrupt: int) -> Batch:
+def collate(prompts: Sequence[Prompt], visual: Tensor, corrupt: int, classes: dict[int, int]) -> Batch:
     """Pad prompts to one batch. Padding needs no mask: it is on the right and attention is causal."""
     if not prompts:
-        return Batch(torch.empty(0, 1, dtype=torch.long), torch.empty(0, 1, dtype=torch.long), visual, [], corrupt)
+        none = torch.empty(0, 1, dtype=torch.long)
+        return Batch(none, none, visual, [], corrupt, classes)
     layouts = [span.layout for prompt in prompts for span in prompt.spans]
     ids = pad_sequence([torch.tensor(prompt.ids) for prompt in prompts], batch_first=True, padding_value=0)
     labels = pad_sequence([torch.tensor(prompt.labels) for prompt in prompts], batch_first=True, padding_value=IGNORE)
-    return Batch(ids, labels, visual, layouts, corrupt)
+    return Batch(ids, labels, visual, layouts, corrupt, classes)

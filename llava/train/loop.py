@@ -22,12 +22,12 @@ from llava.errors import LlavaError
 from llava.files import os_errors, write_text
 from llava.models.llava import LlavaModel
 from llava.processor import IGNORE
-from llava.train.classes import MadeUpClasses
+from llava.train.classes import ImaginedClasses
 from llava.train.data import Batch, Dataset, collate, endless_batches, measure
 from llava.train.features import FeatureCache, build_cache
 from llava.train.log import Log, StepLog
 from llava.train.matching import Captions, caption_of, matching_loss
-from llava.train.precision import faster_precision
+from llava.train.precision import autocast, faster_precision
 from llava.train.recipe import Recipe
 from llava.train.stages import load_model, parameter_groups, prepare, save_trained
 from llava.train.state import (
@@ -51,14 +51,14 @@ class Watcher(Protocol):
 
 @dataclass(frozen=True)
 class Run:
-    """A run made ready: model with trainable parts, measured data, feature cache. captions, made_up: of stage match."""
+    """A run made ready: model with trainable parts, measured data, feature cache. captions: of stage match."""
 
     recipe: Recipe
     loaded: Loaded
     data: Dataset
     cache: FeatureCache | None
     captions: Captions | None
-    made_up: MadeUpClasses | None
+    imagined: ImaginedClasses | None  # where rows have a class
     precision: str  # float32 or bfloat16
 
     @property
@@ -74,15 +74,19 @@ class Run:
 
     def batch(self, indices: list[int]) -> Batch:
         """The samples with these indices, padded; those whose pictures turn out corrupt are left out and counted."""
-        prompts, visual = [], []
+        prompts, visual, classes = [], [], dict[int, int]()
         for index in indices:
-            prompt = self.data.prompt(self.data.samples[index])
+            sample = self.data.samples[index]
+            prompt = self.data.prompt(sample)
             try:
                 visual.append(self._visual([span.image for span in prompt.spans]))
             except LlavaError:
                 continue
             prompts.append(prompt)
-        return collate(prompts, torch.cat(visual) if visual else torch.empty(0), len(indices) - len(prompts))
+            if sample.as_class is not None:
+                classes[sum(len(views) for views in visual[:-1])] = sample.as_class
+        views = torch.cat(visual) if visual else torch.empty(0)
+        return collate(prompts, views, len(indices) - len(prompts), classes)
 
     def loss_sum(self, batch: Batch) -> Tensor:
         """The loss of this stage, summed over what `weight` counts."""
@@ -91,21 +95,18 @@ class Run:
         if len(features) == 0:
             features = features.new_empty(0, self.model.vision.num_tokens, self.model.vision.feature_size)
         elif self.cache is None:
-            with torch.set_grad_enabled(bool(recipe.train_vision)):
-                features = self.model.vision(features)
+            with torch.set_grad_enabled(bool(recipe.train_vision)), autocast(self.model, self.precision):
+                features = self.model.vision(features).float()
+        if self.imagined is not None and batch.classes:
+            features = self.imagined.exchange(features, batch.classes)
         if self.captions is not None:
             own = [caption_of(labels) for labels in batch.labels.tolist()]
-            if self.made_up is not None:
-                made, named = self.made_up.rows(features)
-                features, own = torch.cat([features, made]), own + named
-            return matching_loss(self.model, features, own, self.captions)
+            return matching_loss(self.model, features, own, self.captions, self.precision)
         return language_loss(self.model, batch, features, self.precision)
 
     def weight(self, batch: Batch) -> int:
         """What a batch's loss is the sum over: pictures in stage match, else supervised tokens."""
-        if self.captions is not None:
-            return len(batch.ids) + (self.made_up.count(len(batch.ids)) if self.made_up else 0)
-        return batch.supervised
+        return len(batch.ids) if self.captions is not None else batch.supervised
 
     def _visual(self, images: list[Visual]) -> Tensor:
         if self.cache is not None:
@@ -141,14 +142,13 @@ def set_up(recipe: Recipe, watcher: Watcher) -> Run:
         )
     prepare(loaded.model, recipe)
     loaded.model.to(default_device())
-    captions = made_up = None
+    captions = imagined = None
     if recipe.stage == "match":
-        if recipe.class_names is not None:
-            made_up = MadeUpClasses(loaded.model, recipe.class_names, processor.tokenizer)
-        found = [caption_of(data.prompt(sample).labels) for sample in data.samples]
-        captions = Captions(loaded.model, found + (made_up.captions if made_up else []))
+        captions = Captions(loaded.model, [caption_of(data.prompt(sample).labels) for sample in data.samples])
+    if any(sample.as_class is not None for sample in data.samples):
+        imagined = ImaginedClasses(loaded.model.vision)
     precision = faster_precision(loaded.model.device) if recipe.precision == "auto" else recipe.precision
-    return Run(recipe, loaded, data, cache, captions, made_up, precision)
+    return Run(recipe, loaded, data, cache, captions, imagined, precision)
 
 
 def language_loss(model: LlavaModel, batch: Batch, features: Tensor, precision: str = "float32") -> Tensor:
@@ -158,7 +158,7 @@ def language_loss(model: LlavaModel, batch: Batch, features: Tensor, precision: 
     """
     targets = batch.labels[:, 1:]
     supervised = targets != IGNORE
-    with torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+    with autocast(model, precision):
         image_tokens = model.project(features, batch.layouts)  # (N, D)
         hidden = model(batch.ids, image_tokens)  # (B, T, D)
         logits = model.llm.logits(hidden[:, :-1][supervised])  # (supervised tokens, V): never (B, T, V)

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from llava.models.llava import LlavaModel
 from llava.processor import IGNORE
+from llava.train.precision import autocast
 
 TEMPERATURE = 0.05
 MOST_CAPTIONS = 16384  # that a picture is told from, in a step
@@ -29,37 +30,39 @@ def caption_of(labels: Sequence[int]) -> tuple[int, ...]:
 class Captions:
     """The different captions of a data set, and the metric in which pictures are compared with them.
 
-    ids: each caption's tokens, once, in order of first use. middle (D): the mean of their embeddings. whiten (D, D):
-    takes a difference of embeddings to where its length is Mahalanobis's.
+    place: of each caption's tokens. texts (C, D): unit vectors of the captions in the metric. whiten (D, D): takes a
+    difference of embeddings to where its length is Mahalanobis's.
     """
 
+    @torch.no_grad()
     def __init__(self, model: LlavaModel, captions: Sequence[tuple[int, ...]]) -> None:
-        self.ids = list(dict.fromkeys(captions))
-        texts = _embed(model, self.ids)
-        self.middle = texts.mean(0)
-        away = texts - self.middle
+        self.place = {caption: i for i, caption in enumerate(dict.fromkeys(captions))}
+        words = torch.tensor([token for caption in self.place for token in caption], device=model.device)
+        starts = torch.tensor([0, *(len(caption) for caption in self.place)], device=model.device).cumsum(0)[:-1]
+        away = F.embedding_bag(words, model.llm.embed_tokens.weight, starts, mode="mean")
+        away -= away.mean(0)
         values, vectors = torch.linalg.eigh(away.T @ away / len(away))
         self.whiten = vectors * (values.clamp(min=0) + FLOOR * values.mean()).rsqrt() @ vectors.T
+        self.texts = F.normalize(away @ self.whiten, dim=-1)
 
 
-def matching_loss(model: LlavaModel, features: Tensor, own: Sequence[tuple[int, ...]], captions: Captions) -> Tensor:
+def matching_loss(
+    model: LlavaModel,
+    features: Tensor,
+    own: Sequence[tuple[int, ...]],
+    captions: Captions,
+    precision: str = "float32",
+) -> Tensor:
     """Cross-entropy, summed over the rows, of each row's own caption among the rows' and others.
 
     features: the encoder's (views, T, Dv), of one picture of one view a row. Where the data set has more captions than
-    MOST_CAPTIONS, a random choice of them stands for the rest.
+    MOST_CAPTIONS, a random choice of them stands for the rest. precision: of the projector; float32 or bfloat16.
     """
-    others = [captions.ids[i] for i in torch.randperm(len(captions.ids))[:MOST_CAPTIONS].tolist()]
-    choices = list(dict.fromkeys([*own, *others]))
-    place = {caption: i for i, caption in enumerate(choices)}
-    targets = torch.tensor([place[caption] for caption in own], device=features.device)
-    texts = F.normalize((_embed(model, choices) - captions.middle) @ captions.whiten, dim=-1)  # (C, D)
-    pictures = F.normalize(model.projector(features).mean(1) @ captions.whiten, dim=-1)  # (B, D)
+    places = torch.tensor([captions.place[caption] for caption in own])
+    others = torch.randperm(len(captions.texts))[:MOST_CAPTIONS]
+    choices, order = torch.unique(torch.cat([places, others]), return_inverse=True)
+    texts, targets = captions.texts[choices.to(features.device)], order[: len(places)].to(features.device)
+    with autocast(model, precision):
+        tokens = model.projector(features)  # (B, T, D)
+    pictures = F.normalize(tokens.float().mean(1) @ captions.whiten, dim=-1)  # (B, D)
     return F.cross_entropy(pictures @ texts.T / TEMPERATURE, targets, reduction="sum")
-
-
-@torch.no_grad()
-def _embed(model: LlavaModel, captions: Sequence[tuple[int, ...]]) -> Tensor:
-    """The mean embedding (C, D) of each caption's tokens."""
-    words = torch.tensor([token for caption in captions for token in caption], device=model.device)
-    lengths = torch.tensor([0, *(len(caption) for caption in captions[:-1])], device=model.device)
-    return F.embedding_bag(words, model.llm.embed_tokens.weight, lengths.cumsum(0), mode="mean")

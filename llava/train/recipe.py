@@ -56,11 +56,9 @@ class Recipe(Strict):
     batch_size: samples a forward pass; a step takes `accumulation` of them.
     learning_rate: of the LLM, and of projector and vision encoder unless they have their own. Cosine to zero after
         linear warm-up.
-    precision: what the LLM and the projector are computed in. bfloat16: by autocast; weights, gradients and the
-        optimizer stay float32. It pays where the processor has units for it: GPUs, and CPUs with AVX-512-BF16 or AMX.
+    precision: what the model is computed in, but for features that are cached. bfloat16: by autocast; weights, gradients
+        and the optimizer stay float32. It pays where the processor has units for it: GPUs, and CPUs with AVX-512-BF16 or AMX.
         auto: bfloat16 where a product in it is measured to be the faster one, as the run starts.
-    class_names: for `match`, with an encoder that classifies: a JSON list of its classes' names, null for those to be
-        left out. The projector then learns them too, from features that are made up (llava.train.classes).
     cache_features: keep the frozen encoder's features on disk, where no augmentation changes the pictures. Exact.
     """
 
@@ -70,7 +68,6 @@ class Recipe(Strict):
     data: DataConfig
     lora: Lora | None = None
     train_vision: tuple[str, ...] = ()
-    class_names: Path | None = None
     epochs: PositiveFloat = 1
     max_steps: PositiveInt | None = None
     batch_size: PositiveInt = 16
@@ -92,8 +89,6 @@ class Recipe(Strict):
     def _consistent(self) -> "Recipe":
         if self.stage != "finetune" and self.lora is not None:
             raise ValueError(f"stage {self.stage} leaves the LLM as it is; remove 'lora' or choose stage finetune")
-        if self.stage != "match" and self.class_names is not None:
-            raise ValueError(f"stage {self.stage} makes no features up; remove 'class_names' or choose stage match")
         if self.train_vision and self.cache_features:
             raise ValueError("features of an encoder that is trained cannot be cached; set cache_features to false")
         return self

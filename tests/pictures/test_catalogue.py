@@ -8,7 +8,8 @@ import PIL.ImageDraw
 import pytest
 
 from llava.errors import LlavaError
-from llava.pictures.catalogue import cleaned, colour_of, difference_hash, name_of, near_groups, trimmed
+from llava.pictures.catalogue import Entry, cleaned, colour_of, difference_hash, name_of, near_groups, trimmed
+from llava.pictures.imagenet import class_names, class_offsets
 from llava.pictures.sources import Candidate
 from llava.pictures.wordnet import WordNet
 
@@ -70,6 +71,21 @@ def test_kinds_and_what_stands_above(wordnet: WordNet) -> None:
     assert poodle and dog
     assert (wordnet.kind(poodle), wordnet.kind(dog)) == ("dog", "mammal")
     assert dog.offset in wordnet.above(poodle) and poodle.offset not in wordnet.above(dog)
+
+
+def test_a_class_is_called_by_the_nearest_name_that_pictures_have(wordnet: WordNet) -> None:
+    offsets = {key: wordnet.find(key) for key in ("mammal", "dog", "poodle", "potato")}
+    found = {key: synset.offset for key, synset in offsets.items() if synset}
+    names = [("dog", "dog"), ("guide dog", "dog"), ("animal", "mammal")]  # an emoji, and a name that says too little
+    entries = [Entry("", "s", name, (), None, (found[key],), None, "train") for name, key in names]
+    asked = [found["poodle"], found["potato"], found["mammal"]]
+    assert class_names(wordnet, entries, asked) == ["dog", "potato", "mammal"]
+
+
+def test_there_are_a_thousand_classes() -> None:
+    offsets = class_offsets()
+    assert len(offsets) == len(set(offsets)) == 1000
+    assert offsets[0] == 1440764 and offsets[285] == 2124075  # tench, Egyptian cat
 
 
 def test_a_missing_dictionary_is_one_clear_error(tmp_path: Path) -> None:

@@ -1,90 +1,103 @@
-"""Made-up features of the classes that a vision encoder knows."""
+"""Rows whose picture is to be taken for a class that the vision encoder knows."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from llava.config import EfficientNetLiteConfig, ImageConfig
 from llava.errors import LlavaError
-from llava.models.llava import LlavaModel
-from llava.models.vision.efficientnet_lite import CLASSES
-from llava.processor import Processor
-from llava.train.classes import MadeUpClasses
+from llava.models.vision.efficientnet_lite import CLASSES, EfficientNetLite
+from llava.train.classes import ImaginedClasses
 from llava.train.loop import set_up
 from llava.train.recipe import Recipe
 from tests.train.helpers import Watcher, recipe_values, write_base, write_data
 
-NAMED = {3: "cat", 7: "dog", 8: "dog", 9: "dog", 10: "dog"}
-
-
-@pytest.fixture(scope="module")
-def names(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("names") / "classes.json"
-    file.write_text(json.dumps([NAMED.get(index) for index in range(CLASSES)]))
-    return file
-
-
-def values(folder: Path, names: Path) -> dict[str, object]:
-    """A recipe for stage match with an encoder that classifies."""
-    made = recipe_values(folder, stage="match", class_names=str(names), cache_features=False)
-    encoder = EfficientNetLiteConfig(image_size=64, stages=(7,), grid=2, classes=True)
-    made["model"] |= {
-        "vision": "efficientnet-lite0",
-        "encoder": encoder.model_dump(),
-        "image": ImageConfig(size=64).model_dump(),
-    }
-    return made
+ENCODER = EfficientNetLiteConfig(image_size=64, stages=(7,), grid=2, classes=True)
 
 
 @pytest.fixture
-def ready(tmp_path: Path, names: Path) -> tuple[LlavaModel, Processor, MadeUpClasses, Path]:
+def folder(tmp_path: Path) -> Path:
+    """Every second row with a picture has a class."""
     write_base(tmp_path)
-    rows = [row for row in write_data(tmp_path) if "image" in row]
-    (tmp_path / "data.json").write_text(json.dumps(rows))
-    run = set_up(Recipe.model_validate(values(tmp_path, names)), Watcher())
-    assert run.made_up is not None and run.captions is not None
-    batch = run.batch([0, 1, 2, 3])
-    assert run.weight(batch) == 4 + 1  # one made-up row for three real ones
-    assert torch.isfinite(run.loss_sum(batch))
-    spelt = {tuple(run.loaded.processor.tokenizer.encode(f"{name}\n")[0]) for name in ("cat", "dog")}
-    assert spelt <= set(run.captions.ids)
-    return run.model, run.loaded.processor, run.made_up, tmp_path
+    rows = write_data(tmp_path)
+    for index, row in enumerate(rows):
+        if "image" in row and index % 2:
+            row["class"] = index
+    write(tmp_path, rows)
+    return tmp_path
 
 
-def test_made_up_rows_show_the_class_that_they_are_named_for(
-    ready: tuple[LlavaModel, Processor, MadeUpClasses, Path],
-) -> None:
-    model, processor, made_up, _ = ready
+def write(folder: Path, rows: list[dict[str, Any]]) -> None:
+    (folder / "data.json").write_text(json.dumps(rows))
+
+
+def recipe(folder: Path, **changes: Any) -> Recipe:
+    values = recipe_values(folder, cache_features=False, **changes)
+    image = ImageConfig(size=64).model_dump()
+    values["model"] |= {"vision": "efficientnet-lite0", "encoder": ENCODER.model_dump(), "image": image}
+    return Recipe.model_validate(values)
+
+
+def test_a_view_shows_the_class_that_it_is_to_be_taken_for_and_all_else_stays() -> None:
     torch.manual_seed(0)
-    real = torch.randn(900, 4, model.vision.feature_size)
-    rows, captions = made_up.rows(real)
-    assert len(rows) == len(captions) == 300
-    found = (rows[:, :, -CLASSES:] / 8).square()
-    assert torch.allclose(found.sum(-1), torch.ones(300, 4), atol=1e-4)  # probabilities
+    encoder = EfficientNetLite(ENCODER)
+    real = torch.randn(300, 4, encoder.feature_size)
+    classes = {view: view % CLASSES for view in range(0, 300, 2)}
+    made = ImaginedClasses(encoder).exchange(real, classes)
+    assert torch.equal(made[1::2], real[1::2]) and torch.equal(made[..., :-CLASSES], real[..., :-CLASSES])
+    found = (made[::2, :, -CLASSES:] / 8).square()
+    assert torch.allclose(found.sum(-1), torch.ones(150, 4), atol=1e-4)  # probabilities
     assert (found == found[:, :1]).all()  # the same in all cells
-    others = {row.numpy().tobytes() for row in real[:, :, :-CLASSES]}
-    assert all(row.numpy().tobytes() in others for row in rows[:, :, :-CLASSES])  # the rest is a real row's
-    cat, dog = (tuple(processor.tokenizer.encode(f"{name}\n")[0]) for name in ("cat", "dog"))
-    right = [index in {cat: (3,), dog: (7, 8, 9, 10)}[name] for index, name in
-             zip(found[:, 0].argmax(-1).tolist(), captions, strict=True)]  # fmt: skip
-    assert sum(right) > 285  # a low score may fall behind a class alike
-    assert 0.25 < captions.count(cat) / 300 < 0.42  # as 1 : sqrt(4)
+    right = found[:, 0].argmax(-1) == torch.tensor(list(classes.values()))
+    assert right.float().mean() > 0.95  # a low score may fall behind a class alike
 
 
-def test_class_names_that_do_not_fit_are_one_clear_error(
-    tmp_path: Path, ready: tuple[LlavaModel, Processor, MadeUpClasses, Path]
+@pytest.mark.parametrize("stage", ["match", "align"])
+def test_the_loss_of_a_batch_has_the_classes_of_its_rows(folder: Path, stage: str) -> None:
+    if stage == "match":
+        write(folder, [row for row in json.loads((folder / "data.json").read_text()) if "image" in row])
+    run = set_up(recipe(folder, stage=stage), Watcher())
+    assert run.imagined is not None
+    batch = run.batch([0, 1, 2, 3])
+    assert batch.classes == {1: 1, 3: 3}
+    seen: list[dict[int, int]] = []
+
+    class Spy(ImaginedClasses):
+        def exchange(self, features: torch.Tensor, classes: Any) -> torch.Tensor:
+            seen.append(dict(classes))
+            return super().exchange(features, classes)
+
+    spied = type(run)(**{**vars(run), "imagined": Spy(run.model.vision)})
+    torch.manual_seed(0)
+    first = spied.loss_sum(batch)
+    torch.manual_seed(0)
+    assert torch.equal(first, run.loss_sum(batch)) and seen == [{1: 1, 3: 3}]
+    torch.manual_seed(0)
+    assert not torch.equal(first, type(run)(**{**vars(run), "imagined": None}).loss_sum(batch))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"class": 1000}, "'class' must be a number from 0 to 999"),
+        ({"class": "cat"}, "'class' must be a number from 0 to 999"),
+        ({"class": 3, "image": None}, "a row with 'class' needs one image"),
+    ],
+)
+def test_a_wrong_class_is_counted_among_the_rows_that_cannot_be_used(
+    folder: Path, change: dict[str, Any], message: str
 ) -> None:
-    model, processor, _, folder = ready
-    for text, message in (("[]", "expected a list of 1000 names"), ("{", "not valid JSON")):
-        (tmp_path / "n.json").write_text(text)
-        with pytest.raises(LlavaError, match=message):
-            MadeUpClasses(model, tmp_path / "n.json", processor.tokenizer)
-    with pytest.raises(LlavaError, match="cannot be read"):
-        MadeUpClasses(model, tmp_path / "none.json", processor.tokenizer)
-    plain = recipe_values(folder, stage="match", class_names=str(tmp_path / "n.json"))
-    with pytest.raises(LlavaError, match="does not classify"):
-        set_up(Recipe.model_validate(plain), Watcher())
-    with pytest.raises(ValueError, match="makes no features up"):
-        Recipe.model_validate({**plain, "stage": "align"})
+    rows = json.loads((folder / "data.json").read_text())
+    text = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello"}]
+    rows[1] |= change if "image" not in change else {**change, "conversations": text}
+    write(folder, rows)
+    with pytest.raises(LlavaError, match=message):
+        set_up(recipe(folder), Watcher())
+
+
+def test_an_encoder_without_classes_is_one_clear_error(folder: Path) -> None:
+    with pytest.raises(LlavaError, match="the vision encoder gives no classes"):
+        set_up(Recipe.model_validate(recipe_values(folder)), Watcher())

@@ -233,7 +233,7 @@ def test_the_matching_loss_equals_one_picture_at_a_time(folder: Path) -> None:
     pictures_only(folder)
     run = set_up(recipe(folder, stage="match"), Watcher())
     assert run.captions is not None
-    ids = run.captions.ids
+    ids = list(run.captions.place)
     assert len(ids) == 8 <= MOST_CAPTIONS  # four colours, of which some are sure
     batch = run.batch([0, 1, 5, 7])
     table = run.model.llm.embed_tokens.weight
