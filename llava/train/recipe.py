@@ -56,8 +56,9 @@ class Recipe(Strict):
     batch_size: samples a forward pass; a step takes `accumulation` of them.
     learning_rate: of the LLM, and of projector and vision encoder unless they have their own. Cosine to zero after
         linear warm-up.
-    precision: what the model is computed in, but for features that are cached. bfloat16: by autocast; weights, gradients
-        and the optimizer stay float32. It pays where the processor has units for it: GPUs, and CPUs with AVX-512-BF16 or AMX.
+    precision: what the model is computed in, but for features that are cached. bfloat16: by autocast; weights,
+        gradients and the optimizer stay float32. It pays where the processor has units for it: GPUs, and CPUs with
+        AVX-512-BF16 or AMX.
         auto: bfloat16 where a product in it is measured to be the faster one, as the run starts.
     cache_features: keep the frozen encoder's features on disk, where no augmentation changes the pictures. Exact.
     """
