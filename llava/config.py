@@ -120,15 +120,18 @@ class SiglipVisionConfig(Strict):
 class EfficientNetLiteConfig(Strict):
     """EfficientNet-Lite0, read out as a grid of the outputs of several of its seven stages.
 
-    classes: beside every cell, the probabilities of ImageNet's 1,000 classes. places: and the cell's place, x and y.
+    normalize: bring each channel to mean 0 and variance 1 on ImageNet, as the batch norms tell.
+    places: and x and y of each cell, in -1..1.
+    classes: then 8 times the roots of the probabilities of ImageNet's 1,000 classes, alike in all cells.
     """
 
     type: Literal["efficientnet_lite0"] = "efficientnet_lite0"
     image_size: int = 224
     stages: tuple[Annotated[int, Field(ge=1, le=7)], ...] = (3, 5, 7)
     grid: int = 4  # features are average-pooled to grid x grid tokens
-    classes: bool = False
+    normalize: bool = False
     places: bool = False
+    classes: bool = False
 
 
 VisionConfig = Annotated[ClipVisionConfig | SiglipVisionConfig | EfficientNetLiteConfig, Field(discriminator="type")]

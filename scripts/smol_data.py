@@ -4,8 +4,9 @@
 
 writes match.json, finetune.json, images/ and card.html (sources, licences, counts, examples). Pictures come from the
 catalogue's training split (stamps, clip art, children's games, emoji in seven styles; see llava/pictures), alone and
-composed to scenes of up to five things, from easy-VQA's training split, and from scripts/drawn_pictures.py (shapes and
-digits). Replies without a picture are SmolLM2's own, so that what it says there stays what it was.
+composed to scenes of up to five things, from easy-VQA's training split, and from llava/pictures/drawn.py (shapes,
+numbers, words, bar charts). Some are to be taken for classes of photographs that the encoder knows. Replies without a
+picture are SmolLM2's own, so that what it says there stays what it was.
 """
 
 import argparse
@@ -258,12 +259,17 @@ def imagined(
     offsets = class_offsets()
     names = class_names(wordnet, maker.entries, offsets)
     count = Counter(names)
-    for i, index in enumerate(rng.choices(range(len(names)), [count[name] ** -0.5 for name in names], k=number)):
-        name, what, file = names[index], {"class": index}, rng.choice(files)
+    drawn_classes = list(range(len(names)))  # each at least once
+    drawn_classes += rng.choices(drawn_classes, [count[name] ** -0.5 for name in names], k=number - len(names))
+    rng.shuffle(drawn_classes)
+    for i, index in enumerate(drawn_classes):
+        name, what, file = names[index], {"imagined_class": index}, rng.choice(files)
         match.append(row(f"class-{i}", [("Name it.", name)], file) | what)
         if i % 6 == 0:
-            above = (offsets[index], *wordnet.above(wordnet.synset(offsets[index])))
-            entry = Entry("", "imagenet", name, (), None, above, None, "train")
+            synset = wordnet.synset(offsets[index])
+            also = tuple(word.lower() for word in synset.words if word.lower() != name)
+            above = (synset.offset, *sorted(wordnet.above(synset) - {synset.offset}))
+            entry = Entry(file, "imagenet", name, also=also, kind=None, above=above, colour=None, split="train")
             finetune.append(row(f"about-class-{i}", maker.about_one(entry, coloured=False), file) | what)
 
 

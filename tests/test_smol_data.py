@@ -55,6 +55,8 @@ def maker() -> Maker:
         ("bus", "a bus", "buses"),
         ("cherry", "a cherry", "cherries"),
         ("toy", "a toy", "toys"),
+        ("walrus", "a walrus", "walruses"),
+        ("mantis", "a mantis", "mantises"),
         ("glasses", "glasses", "glasses"),
         ("fox", "a fox", "foxes"),
     ],

@@ -3,15 +3,20 @@
 
 def article(name: str) -> str:
     """The name with "a" or "an", or as it is in the plural."""
-    if name.endswith("s") and not name.endswith("ss") and name.split()[-1] not in ("bus", "cactus", "octopus", "lens"):
+    if _is_plural(name):
         return name
     return f"an {name}" if name[0] in "aeiou" and not name.startswith(("uni", "eu")) else f"a {name}"
 
 
 def plural(name: str) -> str:
     """The name of several."""
-    if name.endswith("s") and not name.endswith(("ss", "bus")):
+    if _is_plural(name):
         return name
     if name.endswith(("s", "x", "ch", "sh")):
         return name + "es"
     return name[:-1] + "ies" if name.endswith("y") and name[-2:-1] not in "aeiou" else name + "s"
+
+
+def _is_plural(name: str) -> bool:
+    last = name.split()[-1]
+    return last.endswith("s") and not last.endswith(("ss", "us", "is")) and last != "lens"

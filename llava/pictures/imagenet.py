@@ -10,10 +10,11 @@ from pathlib import Path
 from llava.pictures.catalogue import Entry
 from llava.pictures.wordnet import WordNet
 
-_MOST_LEVELS = 4  # up from a class to its name: a Shetland sheepdog is a shepherd dog, a working dog, a dog
+_MOST_LEVELS = 6  # up from a class to its name: a Shetland sheepdog is a shepherd dog, a working dog, a dog
 _TOO_WIDE = {
-    "animal", "bird of prey", "body", "building", "clothing", "container", "device", "food", "furniture", "instrument",
-    "machine", "man", "object", "part", "person", "plant", "structure", "tool", "vehicle", "woman",
+    "animal", "bird of prey", "body", "building", "clothing", "connector", "container", "device", "food", "fruit",
+    "furniture", "instrument", "machine", "man", "object", "part", "person", "plant", "structure", "tool", "upright",
+    "vehicle", "vino", "woman",
 }  # fmt: skip
 
 
@@ -23,23 +24,30 @@ def class_offsets() -> list[int]:
 
 
 def class_names(wordnet: WordNet, entries: Sequence[Entry], offsets: Sequence[int]) -> list[str]:
-    """For each class the nearest name at or above it that an entry has, else the first of WordNet's words for it."""
+    """For each class its own first word where an entry has it as its name, else the nearest name above it that an entry
+    has, else that first word.
+    """
+    names = {entry.name for entry in entries}
     known = {
         entry.above[0]: entry.name
         for entry in entries
         if entry.above and entry.name not in _TOO_WIDE and entry.name in _words(wordnet, entry.above[0])
     }
-    return [_nearest(wordnet, offset, known) for offset in offsets]
+    words = [_words(wordnet, offset)[0] for offset in offsets]
+    return [
+        word if word in names else _nearest(wordnet, offset, known) or word
+        for word, offset in zip(words, offsets, strict=True)
+    ]
 
 
-def _nearest(wordnet: WordNet, offset: int, known: dict[int, str]) -> str:
+def _nearest(wordnet: WordNet, offset: int, known: dict[int, str]) -> str | None:
     level = [offset]
     for _ in range(_MOST_LEVELS + 1):
         for found in level:
             if found in known:
                 return known[found]
         level = [up for found in level for up in wordnet.synset(found).above]
-    return _words(wordnet, offset)[0]
+    return None
 
 
 def _words(wordnet: WordNet, offset: int) -> list[str]:

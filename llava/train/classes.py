@@ -1,7 +1,7 @@
 """Pictures that nobody has: a row of data may say that its picture is to be taken for a class that the encoder knows.
 
 An encoder that was trained to classify photographs knows far more of them than a small data set shows. Such a row, with
-`"class": 285`, exchanges what the encoder took its picture for by features as of a photograph of that class, so that
+`"imagined_class": 285`, exchanges what the encoder took its picture for by features as of a photograph of that class, so that
 projector and LLM learn what the encoder's classes are called. All else that the encoder says of the picture stays.
 """
 
@@ -23,9 +23,7 @@ class ImaginedClasses:
     def __init__(self, vision: nn.Module) -> None:
         """Raises LlavaError for an encoder that has no classes beside its features."""
         if not isinstance(vision, EfficientNetLite) or vision.classifier is None:
-            raise LlavaError(
-                "the data has rows with 'class', but the vision encoder gives no classes (encoder.classes)"
-            )
+            raise LlavaError("the data has rows with 'imagined_class', but the encoder gives no classes")
         with torch.no_grad():
             weight = vision.classifier.weight.float()
             directions = F.normalize(weight - weight.mean(0), dim=-1)

@@ -23,6 +23,7 @@ from llava.processor import IGNORE, Processor, Prompt
 from llava.train.recipe import DataConfig
 
 _ROLES: dict[str, Role] = {"human": "user", "gpt": "assistant", "system": "system"}
+KEY = "imagined_class"  # of a row whose picture is to be taken for a class that the encoder knows
 _MEGABATCH = 50  # batches that are sorted by length together: little padding, still a random order
 
 
@@ -65,13 +66,13 @@ def messages_of(row: Any, images: Path) -> list[Message]:
 
 
 def _class_of(row: Any, views: list[int]) -> int | None:
-    value = row.get("class")
+    value = row.get(KEY)
     if value is None:
         return None
     if views != [1]:
-        raise LlavaError("a row with 'class' needs one image, of one view")
-    if not isinstance(value, int) or not 0 <= value < CLASSES:
-        raise LlavaError(f"'class' must be a number from 0 to {CLASSES - 1}")
+        raise LlavaError(f"a row with '{KEY}' needs one image, of one view")
+    if type(value) is not int or not 0 <= value < CLASSES:
+        raise LlavaError(f"'{KEY}' must be a number from 0 to {CLASSES - 1}")
     return value
 
 

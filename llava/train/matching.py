@@ -1,10 +1,12 @@
 """The loss of stage `match`: a picture's tokens, on average, lie where the words of its own caption do.
 
-A picture is told from others by the LLM's own table of embeddings: its tokens' mean must be nearer to the mean
-embedding of its caption's tokens than to those of other captions (InfoNCE: van den Oord et al. 2018; for pictures and
-captions: Radford et al. 2021). Nearness is that of Mahalanobis: along directions in which all captions differ much,
-such as how frequent their words are, a difference counts less. The LLM does not run, so a step costs little more than
-the vision encoder. What it gives is a projector, and on request an encoder, for the next stage to begin with.
+A picture is told from others by the LLM's own table of embeddings: the mean of its tokens must be more like the mean
+embedding of its caption's tokens than like those of other captions (InfoNCE: van den Oord et al. 2018; for pictures and
+captions: Radford et al. 2021). Captions are taken without what they all share, which tells none from another. They are
+compared twice, by the cosine of the embeddings as they are, as the LLM reads them, and after whitening: directions in
+which all captions differ, such as how frequent their words are, hide what tells them apart. The LLM does not run, so a
+step costs little more than the vision encoder. What it gives is a projector, and on request an encoder, for the next
+stage to begin with.
 """
 
 from collections.abc import Sequence
@@ -19,7 +21,7 @@ from llava.train.precision import autocast
 
 TEMPERATURE = 0.05
 MOST_CAPTIONS = 16384  # that a picture is told from, in a step
-FLOOR = 0.1  # added to the variance in each direction, as a part of the mean variance
+FLOOR = 0.1  # added to the variance in each direction before whitening, as a part of the mean variance
 
 
 def caption_of(labels: Sequence[int]) -> tuple[int, ...]:
@@ -28,10 +30,9 @@ def caption_of(labels: Sequence[int]) -> tuple[int, ...]:
 
 
 class Captions:
-    """The different captions of a data set, and the metric in which pictures are compared with them.
+    """The different captions of a data set, and the two spaces in which pictures are compared with them.
 
-    place: of each caption's tokens. texts (C, D): unit vectors of the captions in the metric. whiten (D, D): takes a
-    difference of embeddings to where its length is Mahalanobis's.
+    place: of each caption's tokens. spaces (2, D, D): what takes embeddings into each. texts (2, C, D): unit vectors.
     """
 
     @torch.no_grad()
@@ -42,8 +43,9 @@ class Captions:
         away = F.embedding_bag(words, model.llm.embed_tokens.weight, starts, mode="mean")
         away -= away.mean(0)
         values, vectors = torch.linalg.eigh(away.T @ away / len(away))
-        self.whiten = vectors * (values.clamp(min=0) + FLOOR * values.mean()).rsqrt() @ vectors.T
-        self.texts = F.normalize(away @ self.whiten, dim=-1)
+        whiten = vectors * (values.clamp(min=0) + FLOOR * values.mean()).rsqrt() @ vectors.T
+        self.spaces = torch.stack([torch.eye(len(whiten), device=whiten.device), whiten])
+        self.texts = F.normalize(away @ self.spaces, dim=-1)
 
 
 def matching_loss(
@@ -59,10 +61,11 @@ def matching_loss(
     MOST_CAPTIONS, a random choice of them stands for the rest. precision: of the projector; float32 or bfloat16.
     """
     places = torch.tensor([captions.place[caption] for caption in own])
-    others = torch.randperm(len(captions.texts))[:MOST_CAPTIONS]
+    others = torch.randperm(len(captions.place))[:MOST_CAPTIONS]
     choices, order = torch.unique(torch.cat([places, others]), return_inverse=True)
-    texts, targets = captions.texts[choices.to(features.device)], order[: len(places)].to(features.device)
+    texts, targets = captions.texts[:, choices.to(features.device)], order[: len(places)].to(features.device)
     with autocast(model, precision):
         tokens = model.projector(features)  # (B, T, D)
-    pictures = F.normalize(tokens.float().mean(1) @ captions.whiten, dim=-1)  # (B, D)
-    return F.cross_entropy(pictures @ texts.T / TEMPERATURE, targets, reduction="sum")
+    pictures = F.normalize(tokens.float().mean(1) @ captions.spaces, dim=-1)  # (2, B, D)
+    scores = pictures @ texts.transpose(1, 2) / TEMPERATURE  # (2, B, C)
+    return F.cross_entropy(scores.flatten(0, 1), targets.repeat(2), reduction="sum") / 2

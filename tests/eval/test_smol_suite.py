@@ -55,8 +55,6 @@ def test_all_kinds_are_there_in_the_numbers_asked_for(questions: list[Question])
         "yes/no": EACH,
         "counting to five": EACH,
         "position": EACH,
-        "reading a word": EACH,
-        "bar chart": EACH,
     }
 
 

@@ -25,7 +25,7 @@ def folder(tmp_path: Path) -> Path:
     rows = write_data(tmp_path)
     for index, row in enumerate(rows):
         if "image" in row and index % 2:
-            row["class"] = index
+            row["imagined_class"] = index
     write(tmp_path, rows)
     return tmp_path
 
@@ -82,9 +82,9 @@ def test_the_loss_of_a_batch_has_the_classes_of_its_rows(folder: Path, stage: st
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"class": 1000}, "'class' must be a number from 0 to 999"),
-        ({"class": "cat"}, "'class' must be a number from 0 to 999"),
-        ({"class": 3, "image": None}, "a row with 'class' needs one image"),
+        ({"imagined_class": 1000}, "'imagined_class' must be a number from 0 to 999"),
+        ({"imagined_class": "cat"}, "'imagined_class' must be a number from 0 to 999"),
+        ({"imagined_class": 3, "image": None}, "a row with 'imagined_class' needs one image"),
     ],
 )
 def test_a_wrong_class_is_counted_among_the_rows_that_cannot_be_used(
@@ -99,5 +99,5 @@ def test_a_wrong_class_is_counted_among_the_rows_that_cannot_be_used(
 
 
 def test_an_encoder_without_classes_is_one_clear_error(folder: Path) -> None:
-    with pytest.raises(LlavaError, match="the vision encoder gives no classes"):
+    with pytest.raises(LlavaError, match="the encoder gives no classes"):
         set_up(Recipe.model_validate(recipe_values(folder)), Watcher())

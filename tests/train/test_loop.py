@@ -240,16 +240,17 @@ def test_the_matching_loss_equals_one_picture_at_a_time(folder: Path) -> None:
     texts = torch.stack([table[list(caption)].mean(0) for caption in ids])
     away = texts - texts.mean(0)
     spread = away.T @ away / len(away)
-    metric = torch.linalg.inv(spread + FLOOR * spread.diagonal().mean() * torch.eye(len(spread)))
+    whitened = torch.linalg.inv(spread + FLOOR * spread.diagonal().mean() * torch.eye(len(spread)))
 
-    def product(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    def product(x: torch.Tensor, y: torch.Tensor, metric: torch.Tensor) -> torch.Tensor:
         return torch.einsum("...i, ij, ...j", x, metric, y)
 
     expected = 0.0
     for row, features in zip(batch.labels.tolist(), batch.visual, strict=True):
         picture = run.model.projector(features).mean(0)
-        scores = product(away, picture) / (product(away, away) * product(picture, picture)).sqrt() / TEMPERATURE
-        expected -= torch.log_softmax(scores, 0)[ids.index(caption_of(row))].item()
+        for m in (whitened, torch.eye(len(spread))):
+            scores = product(away, picture, m) / (product(away, away, m) * product(picture, picture, m)).sqrt()
+            expected -= torch.log_softmax(scores / TEMPERATURE, 0)[ids.index(caption_of(row))].item() / 2
     assert run.loss_sum(batch).item() == pytest.approx(expected, rel=1e-3)  # two ways to invert a matrix
     assert run.weight(batch) == 4
 

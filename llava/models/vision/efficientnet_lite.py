@@ -7,6 +7,7 @@ Oracle: the package `efficientnet_lite_pytorch`, whose parameter names the weigh
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -83,7 +84,9 @@ class EfficientNetLite(nn.Module):
         self.stem = _Conv(3, _STEM, kernel=3, stride=2)
         self.stages = nn.ModuleList()
         inputs = _STEM
-        for blocks, kernel, stride, expansion, channels in _STAGES[: 7 if config.classes else max(config.stages)]:
+        for blocks, kernel, stride, expansion, channels in _STAGES[
+            : len(_STAGES) if config.classes else max(config.stages)
+        ]:
             self.stages.append(
                 nn.Sequential(
                     *(
@@ -98,7 +101,7 @@ class EfficientNetLite(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         maps, grid = self.stage_maps(pixels), self.config.grid
-        parts = [F.adaptive_avg_pool2d(maps[stage - 1], grid) for stage in self.config.stages]
+        parts = [F.adaptive_avg_pool2d(self._normalized(maps[stage - 1], stage), grid) for stage in self.config.stages]
         if self.config.places:
             line = torch.linspace(-1, 1, grid, dtype=pixels.dtype, device=pixels.device)
             place = torch.stack(torch.meshgrid(line, line, indexing="xy"))  # (2, grid, grid): x, y
@@ -107,6 +110,20 @@ class EfficientNetLite(nn.Module):
             classes = class_features(self.class_logits(maps[-1]))
             parts.append(classes[:, :, None, None].expand(-1, -1, grid, grid))
         return torch.cat(parts, dim=1).flatten(2).transpose(1, 2)
+
+    def _normalized(self, x: Tensor, stage: int) -> Tensor:
+        """A stage's output (N, C, H, W), its channels brought to mean 0 and variance 1 where the configuration says so.
+
+        It is the sum of what its blocks give, and their last batch norms are learned with that mean and variance each.
+        """
+        if not self.config.normalize:
+            return x
+        blocks: Any = self.stages[stage - 1]
+        norms = [block.project.norm for block in blocks]
+        mean = torch.stack([norm.bias for norm in norms]).sum(0)
+        deviation = torch.stack([norm.weight for norm in norms]).norm(dim=0)
+        normal: Tensor = (x - mean[:, None, None]) / deviation[:, None, None]
+        return normal
 
     def class_logits(self, last: Tensor) -> Tensor:
         """Scores (N, 1000) of ImageNet's classes, from the last stage's output."""
@@ -151,4 +168,4 @@ class EfficientNetLite(nn.Module):
 
 def class_features(logits: Tensor) -> Tensor:
     """Scores (N, 1000) of classes as the features (N, 1000) that stand for them."""
-    return _CLASS_SCALE * logits.softmax(-1).sqrt()
+    return _CLASS_SCALE * logits.float().softmax(-1).sqrt()
