@@ -1,8 +1,8 @@
 """Pictures that nobody has: a row of data may say that its picture is to be taken for a class that the encoder knows.
 
-An encoder that was trained to classify photographs knows far more of them than a small data set shows. Such a row, with
-`"imagined_class": 285`, exchanges what the encoder took its picture for by features as of a photograph of that class, so
-that projector and LLM learn what the encoder's classes are called. All else that the encoder says of the picture stays.
+An encoder that was trained to classify photographs knows far more of them than a small data set shows. In such a row,
+with `"imagined_class": 285`, what the encoder took its picture for is exchanged for features as of a photograph of that
+class, so that projector and LLM learn what the encoder's classes are called. All else that it says of the picture stays.
 """
 
 from collections.abc import Mapping
