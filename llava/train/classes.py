@@ -2,7 +2,7 @@
 
 An encoder that was trained to classify photographs knows far more of them than a small data set shows. In such a row,
 with `"imagined_class": 285`, what the encoder took its picture for is exchanged for features as of a photograph of that
-class, so that projector and LLM learn what the encoder's classes are called. All else that it says of the picture stays.
+class, so that projector and LLM learn what the encoder's classes are called. All else that it says stays.
 """
 
 from collections.abc import Mapping
