@@ -85,10 +85,8 @@ def test_an_unknown_key_lists_the_known_ones(place: str, known: str) -> None:
 
 def test_an_unknown_key_of_an_encoder_lists_those_of_that_encoder() -> None:
     values = changed("vision", {"type": "efficientnet_lite0", "patch_size": 14})
-    assert (
-        problem(values)
-        == "here: unknown key 'vision.patch_size' (known here: type, image_size, stages, grid, normalize, places, classes)"
-    )
+    known = "type, image_size, stages, grid, normalize, places, classes"
+    assert problem(values) == f"here: unknown key 'vision.patch_size' (known here: {known})"
 
 
 @pytest.mark.parametrize("place", ["projector", "llm.num_layers", "image.size", "base.llm"])
