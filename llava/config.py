@@ -120,7 +120,7 @@ class SiglipVisionConfig(Strict):
 class EfficientNetLiteConfig(Strict):
     """EfficientNet-Lite0, read out as a grid of the outputs of several of its seven stages.
 
-    normalize: bring each channel to mean 0 and variance 1 on ImageNet, as the batch norms tell.
+    normalize: bring each channel to mean 0 and deviation 3 on ImageNet, as the batch norms tell.
     places: and x and y of each cell, in -1..1.
     classes: then 8 times the roots of the probabilities of ImageNet's 1,000 classes, alike in all cells.
     """

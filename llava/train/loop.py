@@ -8,7 +8,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,7 +26,7 @@ from llava.train.classes import ImaginedClasses
 from llava.train.data import Batch, Dataset, collate, endless_batches, measure
 from llava.train.features import FeatureCache, build_cache
 from llava.train.log import Log, StepLog
-from llava.train.matching import Captions, caption_of, matching_loss
+from llava.train.matching import Captions, caption_of, matching_loss, move_origin
 from llava.train.precision import autocast, faster_precision
 from llava.train.recipe import Recipe
 from llava.train.stages import load_model, parameter_groups, prepare, save_trained
@@ -40,6 +40,8 @@ from llava.train.state import (
     trainable,
 )
 
+_FOR_MEAN = 1000  # samples whose features stand for all, in stage match
+
 
 class Watcher(Protocol):
     """Hears of a run as it goes; the command line draws progress bars from it."""
@@ -51,7 +53,10 @@ class Watcher(Protocol):
 
 @dataclass(frozen=True)
 class Run:
-    """A run made ready: model with trainable parts, measured data, feature cache. captions: of stage match."""
+    """A run made ready: model with trainable parts, measured data, feature cache.
+
+    captions, mean: of stage match; mean (Dv): of the features, which the projector sees without it.
+    """
 
     recipe: Recipe
     loaded: Loaded
@@ -60,6 +65,7 @@ class Run:
     captions: Captions | None
     imagined: ImaginedClasses | None  # where rows have a class
     precision: str  # float32 or bfloat16
+    mean: Tensor | None = None
 
     @property
     def model(self) -> LlavaModel:
@@ -90,19 +96,25 @@ class Run:
 
     def loss_sum(self, batch: Batch) -> Tensor:
         """The loss of this stage, summed over what `weight` counts."""
-        batch, recipe = batch.to(self.model.device), self.recipe
+        batch = batch.to(self.model.device)
+        features = self.features(batch)
+        if self.captions is not None:
+            assert self.mean is not None
+            own = [caption_of(labels) for labels in batch.labels.tolist()]
+            return matching_loss(self.model, features - self.mean, own, self.captions, self.precision)
+        return language_loss(self.model, batch, features, self.precision)
+
+    def features(self, batch: Batch) -> Tensor:
+        """What the encoder says of a batch's views, (N, T, Dv), in float32."""
         features = batch.visual
         if len(features) == 0:
             features = features.new_empty(0, self.model.vision.num_tokens, self.model.vision.feature_size)
         elif self.cache is None:
-            with torch.set_grad_enabled(bool(recipe.train_vision)), autocast(self.model, self.precision):
+            with torch.set_grad_enabled(bool(self.recipe.train_vision)), autocast(self.model, self.precision):
                 features = self.model.vision(features).float()
         if self.imagined is not None and batch.classes:
             features = self.imagined.exchange(features, batch.classes)
-        if self.captions is not None:
-            own = [caption_of(labels) for labels in batch.labels.tolist()]
-            return matching_loss(self.model, features, own, self.captions, self.precision)
-        return language_loss(self.model, batch, features, self.precision)
+        return features
 
     def weight(self, batch: Batch) -> int:
         """What a batch's loss is the sum over: pictures in stage match, else supervised tokens."""
@@ -148,7 +160,24 @@ def set_up(recipe: Recipe, watcher: Watcher) -> Run:
     if any(sample.as_class is not None for sample in data.samples):
         imagined = ImaginedClasses(loaded.model.vision)
     precision = faster_precision(loaded.model.device) if recipe.precision == "auto" else recipe.precision
-    return Run(recipe, loaded, data, cache, captions, imagined, precision)
+    run = Run(recipe, loaded, data, cache, captions, imagined, precision)
+    if recipe.stage == "match":
+        mean = _mean_features(run, watcher)
+        move_origin(loaded.model.projector, mean)  # moved back when the stage has ended
+        run = replace(run, mean=mean)
+    return run
+
+
+@torch.no_grad()
+def _mean_features(run: Run, watcher: Watcher) -> Tensor:
+    """The mean (Dv) of the features of about a thousand samples, spread over the data."""
+    count, means = len(run.data.samples), []
+    chosen = list(range(0, count, max(1, count // _FOR_MEAN)))
+    for start in range(0, len(chosen), run.recipe.batch_size):
+        batch = run.batch(chosen[start : start + run.recipe.batch_size])
+        means.append(run.features(batch.to(run.model.device)).mean(1))
+        watcher.preparing("measuring features", start + run.recipe.batch_size, len(chosen))
+    return torch.cat(means).mean(0)
 
 
 def language_loss(model: LlavaModel, batch: Batch, features: Tensor, precision: str = "float32") -> Tensor:
@@ -232,6 +261,8 @@ def train(recipe: Recipe, watcher: Watcher, restart: bool = False) -> Path:
                 save_checkpoint(recipe.output, model, optimizer, progress)
                 log.draw()
         log.draw()
+    if run.mean is not None:
+        move_origin(model.projector, -run.mean)
     save_trained(recipe.output, model, recipe)
     write_text(recipe.output / FINISHED, json.dumps(asdict(progress), indent=1) + "\n")
     discard_checkpoints(recipe.output)

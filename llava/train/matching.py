@@ -2,17 +2,17 @@
 
 A picture is told from others by the LLM's own table of embeddings: the mean of its tokens must be more like the mean
 embedding of its caption's tokens than like those of other captions (InfoNCE: van den Oord et al. 2018; for pictures and
-captions: Radford et al. 2021). Captions are taken without what they all share, which tells none from another. They are
-compared twice, by the cosine of the embeddings as they are, as the LLM reads them, and after whitening: directions in
-which all captions differ, such as how frequent their words are, hide what tells them apart. The LLM does not run, so a
-step costs little more than the vision encoder. What it gives is a projector, and on request an encoder, for the next
-stage to begin with.
+captions: Radford et al. 2021). Captions are taken without what they all share, which tells none from another, and
+features likewise. Captions are compared twice, by the cosine of the embeddings as they are, as the LLM reads them, and
+after whitening: directions in which all captions differ, such as how frequent their words are, hide what tells them
+apart. The LLM does not run, so a step costs little more than the vision encoder. What it gives is a projector, and on
+request an encoder, for the next stage to begin with.
 """
 
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from llava.models.llava import LlavaModel
@@ -69,3 +69,11 @@ def matching_loss(
     pictures = F.normalize(tokens.float().mean(1) @ captions.spaces, dim=-1)  # (2, B, D)
     scores = pictures @ texts.transpose(1, 2) / TEMPERATURE  # (2, B, C)
     return F.cross_entropy(scores.flatten(0, 1), targets.repeat(2), reduction="sum") / 2
+
+
+@torch.no_grad()
+def move_origin(projector: nn.Module, by: Tensor) -> None:
+    """Have a projector give for the features x what it gave for x + by (Dv)."""
+    first = next(module for module in projector.modules() if isinstance(module, nn.Linear))
+    assert first.bias is not None
+    first.bias += first.weight @ by

@@ -17,10 +17,11 @@ from llava.checkpoints.files import read_safetensors
 from llava.checkpoints.native import load_native
 from llava.errors import LlavaError
 from llava.models.llava import IMAGE_TOKEN
+from llava.models.projectors import build_projector
 from llava.processor import IGNORE
 from llava.train.log import read_log
 from llava.train.loop import language_loss, rate_at, set_up, train
-from llava.train.matching import FLOOR, MOST_CAPTIONS, TEMPERATURE, caption_of
+from llava.train.matching import FLOOR, MOST_CAPTIONS, TEMPERATURE, caption_of, move_origin
 from llava.train.precision import faster_precision
 from llava.train.preview import preview
 from llava.train.recipe import Recipe
@@ -232,7 +233,9 @@ def test_match_trains_projector_and_encoder_and_the_next_stages_keep_them(folder
 def test_the_matching_loss_equals_one_picture_at_a_time(folder: Path) -> None:
     pictures_only(folder)
     run = set_up(recipe(folder, stage="match"), Watcher())
-    assert run.captions is not None
+    assert run.captions is not None and run.mean is not None
+    every = torch.cat([run.batch([i]).visual for i in range(len(run.data.samples))])
+    assert torch.allclose(run.mean, every.mean((0, 1)), atol=1e-5)
     ids = list(run.captions.place)
     assert len(ids) == 8 <= MOST_CAPTIONS  # four colours, of which some are sure
     batch = run.batch([0, 1, 5, 7])
@@ -247,12 +250,20 @@ def test_the_matching_loss_equals_one_picture_at_a_time(folder: Path) -> None:
 
     expected = 0.0
     for row, features in zip(batch.labels.tolist(), batch.visual, strict=True):
-        picture = run.model.projector(features).mean(0)
+        picture = run.model.projector(features - run.mean).mean(0)
         for m in (whitened, torch.eye(len(spread))):
             scores = product(away, picture, m) / (product(away, away, m) * product(picture, picture, m)).sqrt()
             expected -= torch.log_softmax(scores / TEMPERATURE, 0)[ids.index(caption_of(row))].item() / 2
     assert run.loss_sum(batch).item() == pytest.approx(expected, rel=1e-3)  # two ways to invert a matrix
     assert run.weight(batch) == 4
+
+
+def test_a_projector_whose_origin_is_moved_gives_the_same_of_moved_features() -> None:
+    for name in ("linear", "mlp2x_gelu"):
+        projector, x, by = build_projector(name, 8, 16), torch.randn(2, 3, 8), torch.randn(8)
+        expected = projector(x)
+        move_origin(projector, by)
+        assert torch.allclose(projector(x - by), expected, atol=1e-5)
 
 
 def test_match_needs_one_picture_a_row(folder: Path) -> None:

@@ -26,7 +26,8 @@ _STAGES = (
     (1, 3, 1, 6, 320),
 )
 _STEM, _HEAD, CLASSES = 32, 1280, 1000
-_CLASS_SCALE = 8.0  # of the square roots of probabilities: as large as the bottlenecks' outputs
+_DEVIATION = 3.0  # of normalized channels: their means over a picture vary by about 1
+_CLASS_SCALE = 8.0  # of the square roots of probabilities: one sure class weighs as much as some channels together
 
 
 class _Conv(nn.Module):
@@ -112,9 +113,9 @@ class EfficientNetLite(nn.Module):
         return torch.cat(parts, dim=1).flatten(2).transpose(1, 2)
 
     def _normalized(self, x: Tensor, stage: int) -> Tensor:
-        """A stage's output (N, C, H, W), its channels brought to mean 0 and variance 1 where the configuration says so.
+        """A stage's output (N, C, H, W), its channels of one mean and deviation where the configuration says so.
 
-        It is the sum of what its blocks give, and their last batch norms are learned with that mean and variance each.
+        It is the sum of what its blocks give, whose last batch norms say with which mean and deviation each.
         """
         if not self.config.normalize:
             return x
@@ -122,7 +123,7 @@ class EfficientNetLite(nn.Module):
         norms = [block.project.norm for block in blocks]
         mean = torch.stack([norm.bias for norm in norms]).sum(0)
         deviation = torch.stack([norm.weight for norm in norms]).norm(dim=0)
-        normal: Tensor = (x - mean[:, None, None]) / deviation[:, None, None]
+        normal: Tensor = (x - mean[:, None, None]) * (_DEVIATION / deviation[:, None, None])
         return normal
 
     def class_logits(self, last: Tensor) -> Tensor:
