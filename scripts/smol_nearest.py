@@ -1,5 +1,7 @@
 """How often stage 1 alone (`match`) gives a held-out picture its name: the nearest one, by the LLM's own embeddings.
 
+In both spaces of the stage: as the embeddings are, and whitened.
+
     python scripts/smol_nearest.py runs/llava-smol-align
 
 The names are those that training has; a picture whose name is not among them is left out. No LLM runs.
@@ -17,6 +19,7 @@ from llava.checkpoints.native import CONFIG, load_base, load_visual_parts
 from llava.config import load_config
 from llava.pictures.catalogue import load_catalogue
 from llava.pictures.scenes import single
+from llava.train.matching import Captions
 
 _BATCH = 32
 
@@ -29,20 +32,21 @@ def main(folder: Path) -> None:
     model, tokenizer = loaded.model, loaded.processor.tokenizer
     catalogue = load_catalogue()
     names = sorted({entry.name for entry in catalogue.of("train")})
-    words = [tokenizer.encode(f"{name}\n")[0] for name in names]
-    texts = torch.stack([model.llm.embed_tokens(torch.tensor(ids)).mean(0) for ids in words])
-    texts = F.normalize(texts - texts.mean(0), dim=-1)
+    captions = Captions(model, [tuple(tokenizer.encode(f"{name}\n")[0]) for name in names])
     for split in ("test", "style"):
         entries = [entry for entry in catalogue.of(split) if entry.name in names]
-        right = 0
+        right = [0, 0]
         for start in range(0, len(entries), _BATCH):
             batch = entries[start : start + _BATCH]
             pictures = [Image(single(catalogue, entry, random.Random(0), vary=False)) for entry in batch]
             features = model.vision(loaded.processor.views(pictures))
-            tokens = F.normalize(model.projector(features).mean(1), dim=-1)
-            nearest = (tokens @ texts.T).argmax(1).tolist()
-            right += sum(names[i] in (entry.name, *entry.also) for i, entry in zip(nearest, batch, strict=True))
-        print(f"{split}: {right / len(entries):.1%} of {len(entries)}")
+            tokens = F.normalize(model.projector(features).mean(1) @ captions.spaces, dim=-1)
+            for space, nearest in enumerate((tokens @ captions.texts.transpose(1, 2)).argmax(-1).tolist()):
+                right[space] += sum(
+                    names[i] in (entry.name, *entry.also) for i, entry in zip(nearest, batch, strict=True)
+                )
+        plain, whitened = (count / len(entries) for count in right)
+        print(f"{split}: {plain:.1%}, whitened {whitened:.1%}, of {len(entries)}")
 
 
 if __name__ == "__main__":

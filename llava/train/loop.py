@@ -143,6 +143,8 @@ def set_up(recipe: Recipe, watcher: Watcher) -> Run:
         len(sample.sizes) != 1 or processor.layout(sample.sizes[0]).views != 1 for sample in data.samples
     ):
         raise LlavaError(f"{recipe.data.path}: stage match takes rows of one picture, of one view")
+    classes = any(sample.as_class is not None for sample in data.samples)
+    imagined = ImaginedClasses(loaded.model.vision) if classes else None
     cache = None
     if recipe.cache_features and (sizes := data.image_sizes()):
         cache = build_cache(
@@ -154,11 +156,9 @@ def set_up(recipe: Recipe, watcher: Watcher) -> Run:
         )
     prepare(loaded.model, recipe)
     loaded.model.to(default_device())
-    captions = imagined = None
+    captions = None
     if recipe.stage == "match":
         captions = Captions(loaded.model, [caption_of(data.prompt(sample).labels) for sample in data.samples])
-    if any(sample.as_class is not None for sample in data.samples):
-        imagined = ImaginedClasses(loaded.model.vision)
     precision = faster_precision(loaded.model.device) if recipe.precision == "auto" else recipe.precision
     run = Run(recipe, loaded, data, cache, captions, imagined, precision)
     if recipe.stage == "match":
@@ -272,9 +272,9 @@ def train(recipe: Recipe, watcher: Watcher, restart: bool = False) -> Path:
 def _keep_freed_memory() -> None:
     """Have glibc keep freed memory for the next step: pages from the kernel come zeroed, a fifth of a step's time."""
     if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
-        trim_threshold, mmap_max = -1, -4  # malloc.h
+        trim_threshold, mmap_max, never = -1, -4, -1  # malloc.h
         mallopt(mmap_max, 0)
-        mallopt(trim_threshold, 2**31 - 1)
+        mallopt(trim_threshold, never)
 
 
 def _load(run: Run, skip: int) -> Iterator[Batch]:

@@ -10,13 +10,15 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionModel
 from transformers import SiglipVisionConfig as TheirSiglipConfig
 
 from llava.checkpoints.files import load_strict, read_torch, write_safetensors
-from llava.config import ClipVisionConfig, EfficientNetLiteConfig, SiglipVisionConfig, VisionConfig
+from llava.config import ClipVisionConfig, EfficientNetLiteConfig, ImageConfig, SiglipVisionConfig, VisionConfig
 from llava.errors import LlavaError
 from llava.fetch import fetch
+from llava.media.images import open_image, pixels_of
 from llava.models.vision import build_vision_encoder
 from llava.models.vision.clip import ClipVisionEncoder
 from llava.models.vision.efficientnet_lite import EfficientNetLite
 from llava.models.vision.siglip import SiglipVisionEncoder
+from llava.pictures.imagenet import class_offsets
 from llava.registry import PARTS
 
 SMALL_CLIP = ClipVisionConfig(
@@ -147,6 +149,16 @@ def test_efficientnet_normalizes_each_stage_by_what_its_batch_norms_have_learned
         part -= sum(norm.bias for norm in norms[stage])
         part /= sum(norm.weight**2 for norm in norms[stage]).sqrt() / 3
     assert torch.allclose(normal(pixels)[:, 0], expected, atol=1e-3, rtol=1e-4)
+
+
+@torch.inference_mode()
+def test_the_classifier_takes_a_tiger_for_the_class_that_wordnet_calls_so() -> None:
+    encoder = EfficientNetLite(EfficientNetLiteConfig(classes=True))
+    encoder.load_state_dict(encoder.state_dict_from(fetch(PARTS["efficientnet-lite0"])))
+    image = ImageConfig(size=224, aspect="pad", mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
+    views = pixels_of(open_image(Path("examples/tiger.png")), image)[None]
+    scores = encoder.class_logits(encoder.stage_maps(views)[-1])
+    assert class_offsets()[scores.argmax()] == 2129604  # tiger in WordNet 3.0
 
 
 @torch.inference_mode()
