@@ -16,7 +16,7 @@ from llava.errors import LlavaError
 from llava.files import atomic_path
 
 # What `torch.load` raises on damaged files, as fuzzing shows.
-_DAMAGED = (
+DAMAGED = (
     *(RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, AssertionError, MemoryError),
     *(struct.error, zipfile.BadZipFile, pickle.UnpicklingError),
 )
@@ -41,7 +41,7 @@ def read_torch(path: Path) -> dict[str, Tensor]:
             found = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise LlavaError(f"{path}: weight file not found") from None
-    except _DAMAGED as error:
+    except DAMAGED as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise LlavaError(f"{path}: damaged, or not a plain file of tensors ({reason})") from None
     if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):

@@ -64,7 +64,8 @@ def run(
         with bars() as progress:
             output = train(chosen, _Watcher(progress), restart)
     except KeyboardInterrupt:
-        typer.echo("\nThe same command goes on from the last checkpoint.", err=True)
+        same = "The same command without --restart" if restart else "The same command"
+        typer.echo(f"\n{same} goes on from the last checkpoint.", err=True)
         raise
     typer.echo(f"{output}: finished; loss curve in {output / 'loss.png'}")
 

@@ -29,6 +29,7 @@ _RUNTIME = ("GOMP_barrier", "omp_get_thread_num", "omp_get_num_threads")  # all 
 VNNI = "avx512_vnni"
 _NEEDED = ("avx2", "fma", "f16c")  # of the processor: the code is in its vectors
 _UNIT = 16  # inputs that are read together
+_REFUSED: set[Path] = set()  # files that this process found it may not run
 _SOURCES = ("kernels.py", "vectors.py", "layout.py", "build.py")
 
 Run = Callable[[int, int], None]  # a step, by the address of its table, on so many threads at most
@@ -68,6 +69,8 @@ def readable(config: DecoderConfig) -> bool:
 def step() -> Run | None:
     """The function, or None while it is being built; the first call sees to that. Only where it is `possible`."""
     path = _path()
+    if path in _REFUSED:
+        return None
     if not path.exists():
         _building(path).poll()
         return None
@@ -75,7 +78,9 @@ def step() -> Run | None:
         return _load(path)
     except ValueError:  # damaged, or nothing that we can read: it is built anew, once in a process
         path.unlink(missing_ok=True)
-        return None
+    except OSError:  # it cannot be read, or memory not be made executable: PyTorch decodes
+        _REFUSED.add(path)
+    return None
 
 
 def wait() -> None:
@@ -164,8 +169,9 @@ def _path() -> Path:
 def _building(path: Path) -> "subprocess.Popen[bytes]":
     """The process that builds."""
     nothing = subprocess.DEVNULL
-    command = [sys.executable, "-m", "llava.decoding.build", str(path)]
-    return subprocess.Popen(command, stdin=nothing, stdout=nothing, stderr=nothing)
+    command = [sys.executable, "-m", "llava.decoding.build", str(path.absolute())]
+    ours = Path(__file__).parents[2]  # Python looks for modules where it is started: no other `llava` may be there
+    return subprocess.Popen(command, stdin=nothing, stdout=nothing, stderr=nothing, cwd=ours)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The engine for asyncio: it steps in a thread of its own; requests and what becomes of them cross over in queues."""
 
 import asyncio
+import contextlib
 import queue
 import threading
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -77,6 +78,8 @@ class BackgroundEngine:
         Leaving the iteration, also by cancelling the task, ends the requests. Raises LlavaError when one of them
         cannot run, EngineError where the engine is at fault.
         """
+        if self._closed:
+            raise EngineError("the engine was closed")
         reader = _Reader(asyncio.get_running_loop(), asyncio.Queue())
         self._inbox.put(lambda: self._submit(reader, requests))
         try:
@@ -98,7 +101,10 @@ class BackgroundEngine:
                 self._inbox.get()()  # sleeps until there is work
             while not self._inbox.empty():
                 self._inbox.get()()
-            self._engine.step()
+            try:
+                self._engine.step()
+            except Exception as error:  # noqa: BLE001  a mistake of ours; requests to come must still be served
+                self._fail(error)
             for reader in list(self._readers):
                 self._deliver(reader)
             self._load = _load(self._engine.scheduler)  # before anyone hears of the step
@@ -138,14 +144,20 @@ class BackgroundEngine:
         """Hand the outbox over: one call for each event loop, which costs more than what it carries."""
         outbox, self._outbox = self._outbox, {}
         for loop, items in outbox.items():
-            if items and not loop.is_closed():
-                loop.call_soon_threadsafe(_put, items)
+            if items:
+                with contextlib.suppress(RuntimeError):  # the loop was closed: nobody is left to hear of it
+                    loop.call_soon_threadsafe(_put, items)
 
     def _leave(self, reader: _Reader) -> None:
         if reader in self._readers:
             self._readers.remove(reader)
         for one in reader.generations:
             self._engine.cancel(one)
+
+    def _fail(self, error: Exception) -> None:
+        """End every request: what the engine holds for them is not known."""
+        for reader in self._readers:
+            reader.error = EngineError(f"the engine failed: {error}")
 
     def _stop(self) -> None:
         self._closed = True

@@ -286,6 +286,7 @@ class Engine:
             group.append(picture)
         if group:
             self._encode_group(group)
+        kept = [(one, tokens) for one, tokens in kept if one.finished is None]
         held = sum(tokens.nbytes for tokens in self._images.values())
         for digest in list(self._images):
             if held <= _IMAGE_BYTES:
@@ -295,15 +296,20 @@ class Engine:
         return kept
 
     def _encode_group(self, group: list[tuple[RequestImage, Tensor, str]]) -> None:
-        """Encode pictures of one variant."""
-        if self._variants is not None:
-            self._variants.encode(group[0][2])
+        """Encode pictures of one variant. Where that fails, the requests that show one of them end."""
         layouts = [image.layout for image, _, _ in group]
-        views = torch.cat([views for _, views, _ in group]).to(self._model.device, self._model.dtype)
-        tokens = self._model.encode(views, layouts)
-        for (image, _, _), part in zip(
-            group, torch.split(tokens, [layout.num_tokens for layout in layouts]), strict=True
-        ):
+        try:
+            if self._variants is not None:
+                self._variants.encode(group[0][2])
+            views = torch.cat([views for _, views, _ in group]).to(self._model.device, self._model.dtype)
+            tokens = torch.split(self._model.encode(views, layouts), [layout.num_tokens for layout in layouts])
+        except Exception as error:  # noqa: BLE001  out of memory, say
+            digests = {image.digest for image, _, _ in group}
+            for one in list(self.scheduler.running):
+                if any(image.digest in digests for image in one.request.images):
+                    self.scheduler.finish(one, "error", EngineError(f"a picture could not be encoded: {error}"))
+            return
+        for (image, _, _), part in zip(group, tokens, strict=True):
             self._images[image.digest] = part.clone()
 
 

@@ -49,10 +49,10 @@ class Prefixes:
 
     def take(self, blocks: int) -> bool:
         """Take blocks from the pool, at the cost of kept prefixes if need be. False: there are not enough."""
-        while self.free < blocks and self._kept:
+        if self.free + sum(prefix.blocks for prefix in self._kept.values()) < blocks:
+            return False  # and nothing is given up for it
+        while self.free < blocks:
             self.free += self._kept.popitem(last=False)[1].blocks
-        if self.free < blocks:
-            return False
         self.free -= blocks
         return True
 

@@ -80,7 +80,8 @@ def penalised(logits: Tensor, sampling: Sampling, prompt: Sequence[int], output:
     """Scores (V,) after bias and penalties. prompt: its ids; placeholders of pictures are negative, and left out."""
     scores = logits.clone()
     if sampling.repetition_penalty != 1:
-        seen = torch.tensor(sorted({token for token in (*prompt, *output) if token >= 0}), device=scores.device)
+        known = sorted({token for token in (*prompt, *output) if token >= 0})
+        seen = torch.tensor(known, dtype=torch.long, device=scores.device)
         found = scores[seen]
         factor = sampling.repetition_penalty
         scores[seen] = torch.where(found > 0, found / factor, found * factor)

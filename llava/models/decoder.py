@@ -51,11 +51,18 @@ class Attention(nn.Module):
             mask = None
             if self.sliding_window is not None and self.sliding_window < T:
                 mask = torch.ones(T, T, dtype=torch.bool, device=q.device).tril().triu(1 - self.sliding_window)
-            if mask is None and q.dtype == torch.bfloat16 and q.device.type == "cpu" and q.requires_grad:
+            if mask is None and q.device.type == "cpu" and q.requires_grad and _in_bfloat16(q):
                 y = _causal_attention(q, k, v)
             else:
                 y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True)
         return y.transpose(1, 2).reshape(B, T, -1)
+
+
+def _in_bfloat16(q: Tensor) -> bool:
+    """Whether products of q are in bfloat16; rotated by angles in float32 it is itself in float32 under autocast."""
+    return q.dtype == torch.bfloat16 or (
+        torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+    )
 
 
 def _causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -15,6 +15,8 @@ from llava.errors import LlavaError
 if TYPE_CHECKING:
     from types import ModuleType
 
+_OUTLIERS = 6.0  # inputs of at least so much stay in 16 bits (Dettmers et al. 2022, section 3.2)
+
 
 def place(module: nn.Module, precision: Precision, device: torch.device) -> nn.Module:
     """A part on the GPU, its linear layers in this precision, the rest in 16 bits (or 32, where asked for)."""
@@ -35,7 +37,9 @@ def _quantized(bitsandbytes: "ModuleType", layer: nn.Linear, precision: Precisio
     biased, weight = layer.bias is not None, layer.weight.detach()
     new: Any
     if precision == "int8":
-        new = bitsandbytes.nn.Linear8bitLt(layer.in_features, layer.out_features, biased, has_fp16_weights=False)
+        new = bitsandbytes.nn.Linear8bitLt(
+            layer.in_features, layer.out_features, biased, has_fp16_weights=False, threshold=_OUTLIERS
+        )
         new.weight = bitsandbytes.nn.Int8Params(weight, requires_grad=False, has_fp16_weights=False)
     else:
         new = bitsandbytes.nn.Linear4bit(

@@ -35,6 +35,7 @@ from llava.train.state import (
     Progress,
     discard_checkpoints,
     discard_run,
+    last_precision,
     load_checkpoint,
     save_checkpoint,
     trainable,
@@ -126,8 +127,11 @@ class Run:
         return self.data.processor.views(images)
 
 
-def set_up(recipe: Recipe, watcher: Watcher) -> Run:
-    """Load the model, check the data, cache the features. Raises LlavaError."""
+def set_up(recipe: Recipe, watcher: Watcher, precision: str | None = None) -> Run:
+    """Load the model, check the data, cache the features. Raises LlavaError.
+
+    precision: of the run that is to go on, where the recipe leaves it to the machine.
+    """
     loaded = load_model(recipe, watcher.fetching)
     processor = loaded.processor
     if recipe.stage != "finetune":
@@ -145,6 +149,8 @@ def set_up(recipe: Recipe, watcher: Watcher) -> Run:
         raise LlavaError(f"{recipe.data.path}: stage match takes rows of one picture, of one view")
     classes = any(sample.as_class is not None for sample in data.samples)
     imagined = ImaginedClasses(loaded.model.vision) if classes else None
+    prepare(loaded.model, recipe)
+    loaded.model.to(default_device())
     cache = None
     if recipe.cache_features and (sizes := data.image_sizes()):
         cache = build_cache(
@@ -154,12 +160,12 @@ def set_up(recipe: Recipe, watcher: Watcher) -> Run:
             recipe.output / "cache",
             lambda n, of: watcher.preparing("encoding images", n, of),
         )
-    prepare(loaded.model, recipe)
-    loaded.model.to(default_device())
     captions = None
     if recipe.stage == "match":
         captions = Captions(loaded.model, [caption_of(data.prompt(sample).labels) for sample in data.samples])
-    precision = faster_precision(loaded.model.device) if recipe.precision == "auto" else recipe.precision
+    if recipe.precision != "auto":
+        precision = recipe.precision
+    precision = precision or faster_precision(loaded.model.device)
     run = Run(recipe, loaded, data, cache, captions, imagined, precision)
     if recipe.stage == "match":
         mean = _mean_features(run, watcher)
@@ -208,17 +214,17 @@ def train(recipe: Recipe, watcher: Watcher, restart: bool = False) -> Path:
     Killed at any moment, it loses nothing but the steps since the last checkpoint, and goes on exactly as it would
     have. Raises LlavaError.
     """
-    if restart:
-        discard_run(recipe.output)
-    elif (recipe.output / FINISHED).exists():
+    if not restart and (recipe.output / FINISHED).exists():
         raise LlavaError(f"{recipe.output}: holds a finished run; choose another output, or --restart to begin anew")
     with os_errors(f"write to the output folder {recipe.output}"):
         recipe.output.mkdir(parents=True, exist_ok=True)
     _keep_freed_memory()
-    run = set_up(recipe, watcher)
+    run = set_up(recipe, watcher, None if restart else last_precision(recipe.output))
+    if restart:  # not before all is found to be right
+        discard_run(recipe.output)
     model = run.model
     optimizer = torch.optim.AdamW(parameter_groups(model, recipe), lr=recipe.learning_rate)
-    progress = Progress(json.loads(recipe.model_dump_json()))
+    progress = Progress(json.loads(recipe.model_dump_json()), precision=run.precision)
     progress = load_checkpoint(recipe.output, model, optimizer, progress)
     with contextlib.closing(Log(recipe.output, progress.step)) as log:
         batches = _load(run, progress.batches)
@@ -229,7 +235,8 @@ def train(recipe: Recipe, watcher: Watcher, restart: bool = False) -> Path:
                 group["lr"] = group["initial_lr"] * scale
             taken = list(itertools.islice(batches, recipe.accumulation))
             progress.corrupt += sum(batch.corrupt for batch in taken)
-            if progress.corrupt > recipe.data.max_dropped * len(run.data.rows):
+            seen = (progress.batches + recipe.accumulation) * recipe.batch_size
+            if progress.corrupt > recipe.data.max_dropped * max(seen, len(run.data.rows)):
                 raise LlavaError(
                     f"{progress.corrupt} samples had corrupt images; mend the data or raise data.max_dropped "
                     f"(now {recipe.data.max_dropped})"
@@ -272,8 +279,8 @@ def train(recipe: Recipe, watcher: Watcher, restart: bool = False) -> Path:
 def _keep_freed_memory() -> None:
     """Have glibc keep freed memory for the next step: pages from the kernel come zeroed, a fifth of a step's time."""
     if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
-        trim_threshold, mmap_max, never = -1, -4, -1  # malloc.h
-        mallopt(mmap_max, 0)
+        trim_threshold, mmap_threshold, never = -1, -3, -1  # malloc.h
+        mallopt(mmap_threshold, 2**25)  # the largest that it takes
         mallopt(trim_threshold, never)
 
 

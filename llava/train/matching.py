@@ -76,4 +76,4 @@ def move_origin(projector: nn.Module, by: Tensor) -> None:
     """Have a projector give for the features x what it gave for x + by (Dv)."""
     first = next(module for module in projector.modules() if isinstance(module, nn.Linear))
     assert first.bias is not None
-    first.bias += first.weight @ by
+    first.bias.add_(first.weight @ by)

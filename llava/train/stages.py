@@ -3,11 +3,12 @@
 Source: Liu et al. 2023, section 4.2 (stage 1: feature alignment; stage 2: end-to-end fine-tuning).
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from llava.checkpoints.files import write_safetensors
 from llava.checkpoints.gguf import open_gguf
@@ -50,9 +51,11 @@ def prepare(model: LlavaModel, recipe: Recipe) -> None:
     model.projector.requires_grad_(True)
     for name, parameter in model.vision.named_parameters():
         parameter.requires_grad_(name.startswith(recipe.train_vision))
-    if recipe.train_vision and not any(parameter.requires_grad for parameter in model.vision.parameters()):
-        parts = sorted({name.split(".")[0] for name, _ in model.vision.named_parameters()})
-        raise LlavaError(f"train_vision: no part of the vision encoder begins so; it has {', '.join(parts)}")
+    names = [name for name, _ in model.vision.named_parameters()]
+    for part in recipe.train_vision:
+        if not any(name.startswith(part) for name in names):
+            parts = ", ".join(sorted({name.split(".")[0] for name in names}))
+            raise LlavaError(f"train_vision: no part of the vision encoder begins with '{part}'; it has {parts}")
     if recipe.stage == "finetune":
         if recipe.lora is None:
             model.llm.requires_grad_(True)
@@ -93,13 +96,20 @@ def parameter_groups(model: LlavaModel, recipe: Recipe) -> list[dict[str, Any]]:
 
 def save_trained(output: Path, model: LlavaModel, recipe: Recipe) -> None:
     """Write what was trained in the native layout: the next stage, chat and evaluation load it from there."""
+    source = model_folder(str(recipe.model)) if isinstance(recipe.model, Path) else None
+    tuned_before = source is not None and ((source / LLM).exists() or (source / ADAPTER).exists())
     if recipe.lora is not None:
         _save_adapter(output / ADAPTER, model, recipe.lora)
-    elif recipe.stage == "finetune":
-        write_safetensors(output / LLM, model.llm.state_dict())
-    if recipe.train_vision or (isinstance(recipe.model, Path) and (model_folder(str(recipe.model)) / VISION).exists()):
+    if tuned_before or (recipe.stage == "finetune" and recipe.lora is None):
+        write_safetensors(output / LLM, _without_lora(model.llm.state_dict()))
+    if recipe.train_vision or (source is not None and (source / VISION).exists()):
         write_safetensors(output / VISION, model.vision.state_dict())
     save_native(output, model.config, model.projector.state_dict())
+
+
+def _without_lora(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """An LLM's own weights, under their own names, where peft has put adapters beside them."""
+    return {name.replace(".base_layer.", "."): tensor for name, tensor in tensors.items() if ".lora_" not in name}
 
 
 def _save_adapter(folder: Path, model: LlavaModel, lora: Lora) -> None:

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from llava.checkpoints.files import read_safetensors, write_safetensors
+from llava.checkpoints.files import DAMAGED, read_safetensors, write_safetensors
+from llava.checkpoints.native import ADAPTER, CONFIG, LLM, PROJECTOR, VISION
 from llava.errors import LlavaError
 from llava.files import atomic_folder, write_text
 
@@ -32,6 +33,7 @@ class Progress:
     tokens: int = 0
     seconds: float = 0.0
     corrupt: int = 0  # samples left out because a picture could not be decoded
+    precision: str = ""  # that was chosen where the recipe leaves it to the machine
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -62,8 +64,8 @@ def load_checkpoint(output: Path, model: nn.Module, optimizer: torch.optim.Optim
     folder = found[-1]
     try:
         saved = Progress(**json.loads((folder / "state.json").read_text(encoding="utf-8")))
-        state = torch.load(folder / "optimizer.pt", weights_only=True)
-    except (OSError, ValueError, TypeError, RuntimeError) as error:
+        state = torch.load(folder / "optimizer.pt", weights_only=True, map_location="cpu")
+    except DAMAGED as error:
         raise LlavaError(f"{folder}: damaged checkpoint ({error}); delete it to go on from the one before") from None
     changed = [key for key in progress.recipe if progress.recipe[key] != saved.recipe.get(key)]
     if changed:
@@ -83,6 +85,15 @@ def load_checkpoint(output: Path, model: nn.Module, optimizer: torch.optim.Optim
     return saved
 
 
+def last_precision(output: Path) -> str | None:
+    """What the run under `output` is computed in, where there is one to go on with."""
+    found = _checkpoints(output)
+    try:
+        return json.loads((found[-1] / "state.json").read_text(encoding="utf-8"))["precision"] if found else None
+    except (OSError, ValueError, LookupError, TypeError):
+        return None  # loading it says more
+
+
 def discard_checkpoints(output: Path) -> None:
     """Delete the checkpoints under `output`."""
     shutil.rmtree(output / "checkpoints", ignore_errors=True)
@@ -91,9 +102,10 @@ def discard_checkpoints(output: Path) -> None:
 def discard_run(output: Path) -> None:
     """Forget an earlier run under `output`, finished or not; cached features stay."""
     discard_checkpoints(output)
-    for name in (FINISHED, "log.jsonl"):
+    for name in (FINISHED, "log.jsonl", CONFIG, PROJECTOR, VISION, LLM):
         (output / name).unlink(missing_ok=True)
-    shutil.rmtree(output / "tensorboard", ignore_errors=True)
+    for name in (ADAPTER, "tensorboard"):
+        shutil.rmtree(output / name, ignore_errors=True)
 
 
 def _checkpoints(output: Path) -> list[Path]:

@@ -12,7 +12,7 @@ from llava.engine.background import BackgroundEngine, Delta
 from llava.engine.engine import Engine
 from llava.engine.request import Request
 from llava.engine.sampling import Sampling
-from llava.errors import LlavaError
+from llava.errors import EngineError, LlavaError
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def test_closing_tells_those_who_wait(tiny: Loaded) -> None:
         asyncio.run(wait())
 
 
-@pytest.mark.parametrize("broken", ["submit", "_run"])
+@pytest.mark.parametrize("broken", ["submit", "_guess", "_encode", "_run"])
 def test_an_unforeseen_error_reaches_its_reader_and_the_thread_goes_on(
     shell: tuple[BackgroundEngine, Engine, Assistant], monkeypatch: pytest.MonkeyPatch, broken: str
 ) -> None:
@@ -112,3 +112,11 @@ def test_an_unforeseen_error_reaches_its_reader_and_the_thread_goes_on(
         with pytest.raises(LlavaError, match="unforeseen"):
             asyncio.run(collect(background, request, 3))
     assert len(asyncio.run(collect(background, request, 3))) == 3
+
+
+def test_a_closed_engine_refuses_requests(tiny: Loaded) -> None:
+    assistant = Assistant(tiny)
+    background = BackgroundEngine(assistant._engine)
+    background.close()
+    with pytest.raises(EngineError, match="closed"):
+        asyncio.run(collect(background, assistant.request([Message.user("Hi")]), 1))

@@ -2,9 +2,15 @@
 
 import pytest
 import torch
-from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers import (
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
-from llava.engine.sampling import Sampling, choose, distribution
+from llava.engine.sampling import Sampling, choose, distribution, penalised
 from llava.errors import LlavaError
 
 
@@ -21,6 +27,32 @@ def test_distributions_equal_transformers(temperature: float, top_k: int, top_p:
             expected = TopPLogitsWarper(top_p)(None, expected)  # type: ignore[arg-type]
         ours = distribution(logits, Sampling(temperature=temperature, top_k=top_k, top_p=top_p))
         assert torch.allclose(ours, expected[0].softmax(-1), atol=1e-6)
+
+
+@pytest.mark.parametrize("min_p", [0.01, 0.2, 1.0])
+def test_min_p_equals_transformers(min_p: float) -> None:
+    logits = torch.randn(200, generator=torch.Generator().manual_seed(0)) * 3
+    expected = MinPLogitsWarper(min_p)(None, logits[None])  # type: ignore[arg-type]
+    assert torch.allclose(distribution(logits, Sampling(temperature=1.0, min_p=min_p)), expected[0].softmax(-1))
+
+
+@pytest.mark.parametrize("penalty", [0.5, 1.3])
+def test_the_repetition_penalty_equals_transformers_and_leaves_placeholders_out(penalty: float) -> None:
+    logits = torch.randn(50, generator=torch.Generator().manual_seed(0)) * 3
+    prompt, output = [4, 7, 4, 30], [7, 2]
+    expected = RepetitionPenaltyLogitsProcessor(penalty)(torch.tensor([[*prompt, *output]]), logits[None].clone())
+    sampling = Sampling(repetition_penalty=penalty)
+    assert torch.equal(penalised(logits, sampling, [-200, *prompt, -200], output), expected[0])
+    assert torch.equal(penalised(logits, sampling, [-200], []), logits)
+
+
+def test_presence_and_frequency_penalties_are_those_of_openai() -> None:
+    """Score minus count times frequency_penalty minus presence_penalty where the count, in the answer, is above 0."""
+    logits, output = torch.randn(20, generator=torch.Generator().manual_seed(0)), [3, 5, 3, 3]
+    found = penalised(logits, Sampling(presence_penalty=0.5, frequency_penalty=-0.25), [5, 9], output)
+    for token in range(20):
+        count = output.count(token)
+        assert found[token].item() == pytest.approx(logits[token].item() + 0.25 * count - 0.5 * (count > 0))
 
 
 def test_temperature_zero_is_greedy_and_a_seed_repeats() -> None:

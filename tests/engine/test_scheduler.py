@@ -17,11 +17,12 @@ from llava.config import Precision, Storage
 from llava.decoding import build
 from llava.decoding.step import covers
 from llava.engine.engine import Engine
-from llava.engine.prefixes import common_length
+from llava.engine.prefixes import Prefixes, common_length
 from llava.engine.request import Generation, Request
 from llava.engine.sampling import Sampling
 from llava.engine.scheduler import Limits
 from llava.errors import LlavaError
+from llava.models.cache import KVCache
 from llava.quantization.linears import Int8Linear
 from llava.quantization.pack import pack_model
 from tests.conftest import tiny_model
@@ -163,6 +164,41 @@ def test_a_failing_model_ends_the_requests_of_its_step_and_goes_on(
             list(engine.stream(request, Sampling(max_new_tokens=3)))
     assert engine.scheduler.prefixes.free == engine.scheduler.limits.blocks
     assert len(list(engine.stream(request, Sampling(max_new_tokens=3)))) == 3
+
+
+def test_a_tower_that_fails_ends_the_requests_with_its_pictures_only(
+    tiny: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assistant, engine = counting(tiny)
+    requests = [assistant.request([Message.user(*content)]) for content in ((PICTURES[0], "What?"), ("Hello",))]
+    with monkeypatch.context() as patch:
+        patch.setattr(type(tiny.model), "encode", lambda *a: (_ for _ in ()).throw(RuntimeError("out of memory")))
+        ends = [engine.submit(request, Sampling(max_new_tokens=3)) for request in requests]
+        while engine.busy:
+            engine.step()
+    assert [one.finished for one in ends] == ["error", "length"]
+    assert "a picture could not be encoded: out of memory" in str(ends[0].error)
+    assert len(list(engine.stream(requests[0], Sampling(max_new_tokens=3)))) == 3
+
+
+def test_what_cannot_be_had_costs_no_kept_prefix(tiny: Loaded) -> None:
+    prefixes = Prefixes(100)
+    assert prefixes.take(60) and prefixes.take(35)
+    prefixes.keep(["a"], KVCache(tiny.model.config.llm, torch.device("cpu"), torch.float32), 35)
+    assert not prefixes.take(50) and len(prefixes) == 1 and prefixes.free == 5
+    assert prefixes.take(40) and len(prefixes) == 0 and prefixes.free == 0
+
+
+def test_answers_that_outgrow_the_memory_step_back_and_stay_the_same(tiny: Loaded) -> None:
+    """Two answers of four blocks each in five: the one that came last is computed anew."""
+    assistant = Assistant(tiny)
+    requests = [assistant.request([Message.user(text)]) for text in ("Hello", "Good day")]
+    sampling = Sampling(max_new_tokens=200, lookup=False)
+    engine = Engine(tiny.model, tiny.processor.tokenizer, limits=Limits(blocks=5))
+    ends = engine.generate([(request, sampling) for request in requests])
+    assert ends[0].usage.preemptions == 0 < ends[1].usage.preemptions
+    for one, request in zip(ends, requests, strict=True):
+        assert one.output == list(Engine(tiny.model, tiny.processor.tokenizer).stream(request, sampling))
 
 
 def test_a_request_that_never_fits_the_memory_is_refused(tiny: Loaded) -> None:

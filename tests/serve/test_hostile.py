@@ -300,7 +300,8 @@ def test_other_hosts_are_refused(client: httpx.Client) -> None:
 def test_a_client_that_leaves_in_a_stream(client: httpx.Client) -> None:
     left = figure(client, "llava_cancelled_total")
     with client.stream("POST", "/v1/completions", json=LONG | {"stream": True}) as answer:
-        first = next(answer.iter_lines())
+        lines = answer.iter_lines()  # a name: httpx closes the connection when the iterator is let go
+        first = next(lines)
         assert first.startswith('data: {"id"'), first
         assert busy(client) == 1, first
     until(lambda: busy(client) == 0)

@@ -19,12 +19,14 @@ from llava.errors import LlavaError
 from llava.models.llava import IMAGE_TOKEN
 from llava.models.projectors import build_projector
 from llava.processor import IGNORE
+from llava.train import loop
 from llava.train.log import read_log
 from llava.train.loop import language_loss, rate_at, set_up, train
 from llava.train.matching import FLOOR, MOST_CAPTIONS, TEMPERATURE, caption_of, move_origin
 from llava.train.precision import faster_precision
 from llava.train.preview import preview
 from llava.train.recipe import Recipe
+from llava.train.stages import save_trained
 from tests.train.helpers import Watcher, recipe_values, write_base, write_data
 
 
@@ -83,12 +85,53 @@ def test_finetune_starts_from_align_and_its_output_answers_as_trained(
         assert answers == ["red", "green", "blue", "black"]
 
 
-@pytest.mark.parametrize("stage", ["align", "finetune"])
-@pytest.mark.parametrize("stop_after", [3, 5])
-def test_an_interrupted_run_goes_on_exactly(folder: Path, stage: str, stop_after: int) -> None:
-    """Killed after step 3 or 5 (checkpoints at 2 and 4), resumed: bit-equal weights and log."""
+@pytest.mark.parametrize(
+    "second",
+    [{}, {"lora": {"rank": 2, "alpha": 4}}, {"stage": "align"}],
+    ids=["full", "lora", "align"],
+)
+def test_what_is_saved_is_what_was_trained_also_on_a_tuned_model(folder: Path, second: dict[str, Any]) -> None:
     train(recipe(folder), Watcher())
-    changes: dict[str, Any] = {"accumulation": 2, "max_steps": 7, "weight_decay": 0.01}
+    tuned = train(finetune(folder, lora={"rank": 2}, output=str(folder / "tuned")), Watcher())
+    chosen = finetune(folder, model=str(tuned), output=str(folder / "again"), **second)
+    run = set_up(chosen, Watcher())
+    for parameter in run.model.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.05 * torch.randn_like(parameter)
+    save_trained(chosen.output, run.model, chosen)
+    batch = run.batch(list(range(6)))
+    with torch.inference_mode():
+        expected, found = (
+            model.llm.logits(model(batch.ids, model.project(run.features(batch), batch.layouts)))
+            for model in (run.model.eval(), load_native(chosen.output).model)
+        )
+    assert torch.allclose(expected, found, atol=1e-4)
+
+
+def test_restart_leaves_nothing_of_the_run_before(folder: Path) -> None:
+    train(recipe(folder), Watcher())
+    tuned = train(finetune(folder, lora={"rank": 2}), Watcher())
+    assert (tuned / "adapter").exists()
+    train(finetune(folder), Watcher(), restart=True)
+    assert not (tuned / "adapter").exists() and (tuned / "llm.safetensors").exists()
+    with pytest.raises(LlavaError, match="data cannot be read"):
+        train(finetune(folder, data={"path": "none.json", "images": "none"}), Watcher(), restart=True)
+    assert (tuned / "llm.safetensors").exists()
+
+
+@pytest.mark.parametrize("stage", ["match", "align", "finetune"])
+@pytest.mark.parametrize("stop_after", [3, 5])
+def test_an_interrupted_run_goes_on_exactly(
+    folder: Path, stage: str, stop_after: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed after step 3 or 5 (checkpoints at 2 and 4), resumed: bit-equal weights and log."""
+    if stage == "match":
+        pictures_only(folder)
+    monkeypatch.setattr(loop, "faster_precision", lambda device: "float32")
+    train(recipe(folder), Watcher())
+    changes: dict[str, Any] = {"accumulation": 2, "max_steps": 7, "weight_decay": 0.01, "precision": "auto"}
+    if stage == "match":
+        changes |= {"stage": "match", "cache_features": False, "train_vision": ["encoder.layers.1."]}
     if stage == "finetune":
         changes |= {"stage": "finetune", "model": str(folder / "out"), "lora": {"rank": 2, "dropout": 0.2}}
     whole = train(recipe(folder, output=str(folder / "whole"), **changes), Watcher())
@@ -97,6 +140,7 @@ def test_an_interrupted_run_goes_on_exactly(folder: Path, stage: str, stop_after
         train(broken, Watcher(stop_after))
     assert not (folder / "broken" / "projector.safetensors").exists()
     watcher = Watcher()
+    monkeypatch.setattr(loop, "faster_precision", lambda device: "bfloat16")  # a machine that chooses otherwise
     resumed = train(broken, watcher)
     assert watcher.logs[0].step == (3 if stop_after == 3 else 5)
     expected, found = weights(whole), weights(resumed)
