@@ -127,8 +127,8 @@ class EfficientNetLiteConfig(Strict):
 
     type: Literal["efficientnet_lite0"] = "efficientnet_lite0"
     image_size: int = 224
-    stages: tuple[Annotated[int, Field(ge=1, le=7)], ...] = (3, 5, 7)
-    grid: int = 4  # features are average-pooled to grid x grid tokens
+    stages: Annotated[tuple[Annotated[int, Field(ge=1, le=7)], ...], Field(min_length=1)] = (3, 5, 7)
+    grid: Annotated[int, Field(ge=1)] = 4  # features are average-pooled to grid x grid tokens
     normalize: bool = False
     places: bool = False
     classes: bool = False

@@ -20,6 +20,10 @@ _LIMIT = 25_000_000  # bytes
 
 def main(source: Path, target: Path) -> None:
     """Check that the model loads, then copy what makes it up."""
+    if target.exists() and not (target / CONFIG).exists():
+        raise LlavaError(f"{target}: holds something else than a model, and would be replaced")
+    if not (source / ADAPTER).exists():
+        raise LlavaError(f"{source}: has no adapter; a whole LLM is too large to embed")
     load_native(source)
     weights = [path for path in sorted(source.glob("*.safetensors")) if path.name in (PROJECTOR, VISION)]
     weights += sorted((source / ADAPTER).glob("*.safetensors"))

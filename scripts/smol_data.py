@@ -195,6 +195,8 @@ def main() -> None:
     parser.add_argument("--imagined", type=int, default=18000, help="pictures taken for classes that the encoder knows")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    if options.folder.exists() and not (options.folder / "match.json").exists():
+        parser.error(f"{options.folder} holds other things than this data, and would be replaced: name a new folder")
     rng = random.Random(options.seed)
     with bars() as progress:
         catalogue = load_catalogue(progress.bytes)

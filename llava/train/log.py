@@ -10,7 +10,10 @@ from llava.files import atomic_path, write_text
 
 @dataclass(frozen=True)
 class StepLog:
-    """What one step did. loss: mean over the step's supervised tokens. tokens_per_second: with images and padding."""
+    """What one step did. loss: mean over the step's supervised tokens, or its pictures in stage match.
+
+    tokens_per_second: with images and padding.
+    """
 
     step: int
     steps: int
@@ -76,7 +79,7 @@ def draw_loss(entries: list[StepLog], path: Path, window: int = 20) -> None:
     axes = figure.add_subplot()
     axes.plot(steps, losses, color="tab:blue", alpha=0.3, label="loss")
     axes.plot(steps, means, color="tab:blue", label=f"mean of {window} steps")
-    axes.set(xlabel="step", ylabel="cross-entropy (nats a supervised token)", yscale="log", title=path.parent.name)
+    axes.set(xlabel="step", ylabel="cross-entropy (nats)", yscale="log", title=path.parent.name)
     axes.grid(alpha=0.3)
     axes.legend()
     with atomic_path(path) as temporary:

@@ -29,7 +29,7 @@ def load_model(recipe: Recipe, progress: Progress) -> Loaded:
 
 
 def _config_of(new: NewModel, progress: Progress) -> LlavaConfig:
-    return LlavaConfig(
+    config = LlavaConfig(
         llm=open_gguf(resolve(new.llm, progress)).config,
         vision=new.encoder,
         image=new.image,
@@ -39,6 +39,9 @@ def _config_of(new: NewModel, progress: Progress) -> LlavaConfig:
         images_first=new.images_first,
         base=BaseParts(llm=new.llm, vision=new.vision),
     )
+    if config.has_newline:
+        raise LlavaError("a new model has no embedding of a line's end: image.tiling.merge must be 'flat' or 'spatial'")
+    return config
 
 
 def prepare(model: LlavaModel, recipe: Recipe) -> None:

@@ -316,7 +316,7 @@ def test_match_needs_one_picture_a_row(folder: Path) -> None:
 
 
 def test_an_unknown_part_of_the_encoder_is_one_clear_error(folder: Path) -> None:
-    with pytest.raises(LlavaError, match=r"no part .* begins so; it has .*encoder"):
+    with pytest.raises(LlavaError, match=r"no part .* begins with 'blocks'; it has .*encoder"):
         set_up(recipe(folder, cache_features=False, train_vision=["blocks"]), Watcher())
 
 
