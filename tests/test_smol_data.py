@@ -9,14 +9,16 @@ from pathlib import Path
 import PIL.Image
 import pytest
 
+from llava.errors import LlavaError
 from llava.eval.benchmarks.smol_suite import without_picture
 from llava.eval.runner import Answer
 from llava.pictures import drawn
 from llava.pictures.catalogue import Catalogue, Entry
 from llava.pictures.english import article, plural
 from llava.pictures.scenes import Placed
+from llava.registry import EMBEDDED
 from llava.train.data import messages_of
-from scripts import smol_text
+from scripts import embed_model, smol_data, smol_text
 from scripts.smol_card import write_card
 from scripts.smol_data import (
     BARS,
@@ -189,3 +191,14 @@ def test_a_caption_and_a_row_that_training_takes() -> None:
     messages = messages_of(json.loads(json.dumps(row("a", turns, "a.jpg"))), Path("images"))
     assert [message.role for message in messages] == ["user", "assistant"] * 2
     assert messages_of(row("b", turns, None), Path("images"))[0].content == ("What is this?",)
+
+
+def test_folders_that_hold_something_else_are_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "precious.txt").write_text("mine")
+    monkeypatch.setattr("sys.argv", ["smol_data.py", str(tmp_path)])
+    with pytest.raises(SystemExit) as ended:
+        smol_data.main()
+    assert ended.value.code == 2
+    with pytest.raises(LlavaError, match="something else than a model"):
+        embed_model.main(EMBEDDED["llava-smol"], tmp_path)
+    assert (tmp_path / "precious.txt").read_text() == "mine"
