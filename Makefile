@@ -30,7 +30,6 @@ data/llava-smol: | .venv/dev
 # Retrain the embedded model from scratch, by both stages, and put it into the package.
 llava-smol: data/llava-smol
 	$(BIN)/llava train recipes/llava-smol-align.yaml
-	$(BIN)/llava train recipes/llava-smol-encoder.yaml
 	$(BIN)/llava train recipes/llava-smol-finetune.yaml
 	$(BIN)/python scripts/embed_model.py runs/llava-smol-finetune llava/embedded/llava-smol
 

@@ -192,7 +192,7 @@ def main() -> None:
         "--drawn", type=int, default=2400, help="conversations about drawn shapes, numbers, words, charts"
     )
     parser.add_argument("--texts", type=int, default=1500, help="replies without a picture, each taken twice")
-    parser.add_argument("--imagined", type=int, default=18000, help="pictures taken for classes that the encoder knows")
+    parser.add_argument("--imagined", type=int, default=0, help="pictures taken for classes that an encoder knows")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     if options.folder.exists() and not (options.folder / "match.json").exists():
@@ -261,8 +261,10 @@ def imagined(
     offsets = class_offsets()
     names = class_names(wordnet, maker.entries, offsets)
     count = Counter(names)
-    drawn_classes = list(range(len(names)))  # each at least once
-    drawn_classes += rng.choices(drawn_classes, [count[name] ** -0.5 for name in names], k=number - len(names))
+    drawn_classes = list(range(len(names)))[:number]  # each at least once, where there is room
+    drawn_classes += rng.choices(
+        range(len(names)), [count[name] ** -0.5 for name in names], k=max(0, number - len(names))
+    )
     rng.shuffle(drawn_classes)
     for i, index in enumerate(drawn_classes):
         name, what, file = names[index], {"imagined_class": index}, rng.choice(files)
