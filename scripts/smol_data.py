@@ -5,8 +5,8 @@
 writes match.json, finetune.json, images/ and card.html (sources, licences, counts, examples). Pictures come from the
 catalogue's training split (stamps, clip art, children's games, emoji in seven styles; see llava/pictures), alone and
 composed to scenes of up to five things, from easy-VQA's training split, and from llava/pictures/drawn.py (shapes,
-numbers, words, bar charts). Some are to be taken for classes of photographs that the encoder knows. Replies without a
-picture are SmolLM2's own, so that what it says there stays what it was.
+numbers, words, bar charts). On request some are to be taken for classes of photographs that an encoder knows. Replies
+without a picture are SmolLM2's own, so that what it says there stays what it was.
 """
 
 import argparse
@@ -236,7 +236,8 @@ def main() -> None:
         finetune += [row(f"text-{i}", [turn], None) for i, turn in enumerate(texts * 2)]
         finetune += [row(f"self-{i}", [turn], None) for i, turn in enumerate(list(SELF.items()) * 12)]
         files = [f"one-{i}.jpg" for i, (_, how) in enumerate(ones) if how == "one"]
-        imagined(options.imagined, Maker(catalogue, random.Random(options.seed + 1)), files, match, finetune)
+        if options.imagined:
+            imagined(options.imagined, Maker(catalogue, random.Random(options.seed + 1)), files, match, finetune)
         data = {"match": match, "finetune": finetune}
         for name, rows in data.items():
             (folder / f"{name}.json").write_text(json.dumps(rows, indent=1))

@@ -277,7 +277,7 @@ def train(recipe: Recipe, watcher: Watcher, restart: bool = False) -> Path:
 
 
 def _keep_freed_memory() -> None:
-    """Have glibc keep freed memory for the next step: pages from the kernel come zeroed, a fifth of a step's time."""
+    """Have glibc keep freed memory for the next step: pages from the kernel come zeroed, which takes time."""
     if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
         trim_threshold, mmap_threshold, never = -1, -3, -1  # malloc.h
         mallopt(mmap_threshold, 2**25)  # the largest that it takes

@@ -135,20 +135,20 @@ def test_efficientnet_classes_equal_the_package_and_stand_beside_every_cell() ->
 
 @torch.inference_mode()
 def test_efficientnet_normalizes_each_stage_by_what_its_batch_norms_have_learned() -> None:
-    plain = EfficientNetLite(EfficientNetLiteConfig(stages=(3, 7), grid=1))
+    plain = EfficientNetLite(EfficientNetLiteConfig(stages=(3, 7), grid=1)).double()
     norms = {stage: [block.project.norm for block in plain.stages[stage - 1]] for stage in (3, 7)}
     for norm in (norm for found in norms.values() for norm in found):
         torch.nn.init.normal_(norm.weight)
         torch.nn.init.normal_(norm.bias)
-    normal = EfficientNetLite(EfficientNetLiteConfig(stages=(3, 7), grid=1, normalize=True))
+    normal = EfficientNetLite(EfficientNetLiteConfig(stages=(3, 7), grid=1, normalize=True)).double()
     normal.load_state_dict(plain.state_dict())
-    pixels = torch.randn(2, 3, 224, 224)
+    pixels = torch.randn(2, 3, 224, 224, dtype=torch.float64)
     expected = plain(pixels)[:, 0].clone()
     for start, stage in ((0, 3), (40, 7)):
         part = expected[:, start : start + norms[stage][0].bias.numel()]
         part -= sum(norm.bias for norm in norms[stage])
         part /= sum(norm.weight**2 for norm in norms[stage]).sqrt() / 3
-    assert torch.allclose(normal(pixels)[:, 0], expected, atol=1e-3, rtol=1e-4)
+    assert torch.allclose(normal(pixels)[:, 0], expected, atol=1e-6, rtol=1e-6)
 
 
 @torch.inference_mode()

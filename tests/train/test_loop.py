@@ -317,7 +317,13 @@ def test_match_needs_one_picture_a_row(folder: Path) -> None:
 
 def test_an_unknown_part_of_the_encoder_is_one_clear_error(folder: Path) -> None:
     with pytest.raises(LlavaError, match=r"no part .* begins with 'blocks'; it has .*encoder"):
-        set_up(recipe(folder, cache_features=False, train_vision=["blocks"]), Watcher())
+        set_up(recipe(folder, cache_features=False, train_vision=["encoder", "blocks"]), Watcher())
+
+
+def test_a_new_model_with_a_newline_that_nothing_would_train_is_one_clear_error(folder: Path) -> None:
+    model = recipe_values(folder)["model"] | {"image": {"size": 14, "tiling": {"pinpoints": [[14, 28]]}}}
+    with pytest.raises(LlavaError, match="must be 'flat' or 'spatial'"):
+        set_up(recipe(folder, model=model), Watcher())
 
 
 def test_text_only_and_image_rows_go_into_different_batches(folder: Path) -> None:
