@@ -40,7 +40,8 @@ def main(folder: Path) -> None:
             batch = entries[start : start + _BATCH]
             pictures = [Image(single(catalogue, entry, random.Random(0), vary=False)) for entry in batch]
             features = model.vision(loaded.processor.views(pictures))
-            tokens = F.normalize(model.projector(features).mean(1) @ captions.spaces, dim=-1)
+            away = model.projector(features).mean(1) - model.llm.embed_tokens.weight.mean(0)
+            tokens = F.normalize(away @ captions.spaces, dim=-1)
             for space, nearest in enumerate((tokens @ captions.texts.transpose(1, 2)).argmax(-1).tolist()):
                 right[space] += sum(
                     names[i] in (entry.name, *entry.also) for i, entry in zip(nearest, batch, strict=True)

@@ -22,7 +22,9 @@ from scripts import embed_model, smol_data, smol_text
 from scripts.smol_card import write_card
 from scripts.smol_data import (
     BARS,
+    COLOUR,
     DESCRIBE,
+    KIND,
     NAMING,
     NUMBERS,
     PLACE,
@@ -90,6 +92,10 @@ def test_turns_about_one_thing_are_true_and_name_nothing_held_out(maker: Maker) 
             elif answer.startswith("There is no"):
                 absent = answer.removeprefix("There is no ").split(" in the")[0]
                 assert absent != entry.name and absent in question and answer.endswith(f"{article(entry.name)}.")
+            elif question in KIND:
+                assert answer == "A thing."
+            else:
+                assert question in [form.format(name=entry.name) for form in COLOUR] and answer == "Red."
     assert 0.4 < answers["Yes."] / answers.total() < 0.6
 
 

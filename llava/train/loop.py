@@ -26,7 +26,7 @@ from llava.train.classes import ImaginedClasses
 from llava.train.data import Batch, Dataset, collate, endless_batches, measure
 from llava.train.features import FeatureCache, build_cache
 from llava.train.log import Log, StepLog
-from llava.train.matching import Captions, caption_of, matching_loss, move_origin
+from llava.train.matching import Captions, caption_of, matching_loss, move_origin, scatter_as_words
 from llava.train.precision import autocast, faster_precision
 from llava.train.recipe import Recipe
 from llava.train.stages import load_model, parameter_groups, prepare, save_trained
@@ -168,22 +168,20 @@ def set_up(recipe: Recipe, watcher: Watcher, precision: str | None = None) -> Ru
     precision = precision or faster_precision(loaded.model.device)
     run = Run(recipe, loaded, data, cache, captions, imagined, precision)
     if recipe.stage == "match":
-        mean = _mean_features(run, watcher)
+        mean = torch.cat([features.mean(1) for features in _sampled_features(run, watcher)]).mean(0)
         move_origin(loaded.model.projector, mean)  # moved back when the stage has ended
         run = replace(run, mean=mean)
     return run
 
 
 @torch.no_grad()
-def _mean_features(run: Run, watcher: Watcher) -> Tensor:
-    """The mean (Dv) of the features of about a thousand samples, spread over the data."""
-    count, means = len(run.data.samples), []
+def _sampled_features(run: Run, watcher: Watcher) -> Iterator[Tensor]:
+    """The features (N, T, Dv) of about a thousand samples, spread over the data."""
+    count = len(run.data.samples)
     chosen = list(range(0, count, max(1, count // _FOR_MEAN)))
     for start in range(0, len(chosen), run.recipe.batch_size):
-        batch = run.batch(chosen[start : start + run.recipe.batch_size])
-        means.append(run.features(batch.to(run.model.device)).mean(1))
+        yield run.features(run.batch(chosen[start : start + run.recipe.batch_size]).to(run.model.device))
         watcher.preparing("measuring features", start + run.recipe.batch_size, len(chosen))
-    return torch.cat(means).mean(0)
 
 
 def language_loss(model: LlavaModel, batch: Batch, features: Tensor, precision: str = "float32") -> Tensor:
@@ -270,6 +268,7 @@ def train(recipe: Recipe, watcher: Watcher, restart: bool = False) -> Path:
         log.draw()
     if run.mean is not None:
         move_origin(model.projector, -run.mean)
+        scatter_as_words(model.projector, _sampled_features(run, watcher), model.llm.embed_tokens.weight)
     save_trained(recipe.output, model, recipe)
     write_text(recipe.output / FINISHED, json.dumps(asdict(progress), indent=1) + "\n")
     discard_checkpoints(recipe.output)

@@ -9,7 +9,7 @@ apart. The LLM does not run, so a step costs little more than the vision encoder
 request an encoder, for the next stage to begin with.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -77,3 +77,18 @@ def move_origin(projector: nn.Module, by: Tensor) -> None:
     first = next(module for module in projector.modules() if isinstance(module, nn.Linear))
     assert first.bias is not None
     first.bias.add_(first.weight @ by)
+
+
+@torch.no_grad()
+def scatter_as_words(projector: nn.Module, features: Iterable[Tensor], table: Tensor) -> None:
+    """Have a projector's tokens lie around the mean of the LLM's embeddings `table` (V, D), as far from it as these do.
+
+    features: (N, T, Dv) each, whose tokens lie around zero as the loss leaves them, which sees their direction alone.
+    """
+    mean = table.mean(0)
+    far = (table - mean).square().sum(-1).mean()
+    now = torch.cat([projector(x).square().sum(-1).flatten() for x in features]).mean()
+    last = [module for module in projector.modules() if isinstance(module, nn.Linear)][-1]
+    assert last.bias is not None
+    last.weight.mul_((far / now).sqrt())
+    last.bias.mul_((far / now).sqrt()).add_(mean)

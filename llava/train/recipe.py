@@ -50,6 +50,8 @@ class Recipe(Strict):
         without running the LLM; `align` the projector alone, with the `plain` template; `finetune` the projector and
         the LLM.
     model: the output folder of an earlier stage, or the parts of a new model.
+    encoder: how the vision encoder of an earlier stage is read out from here on: the same weights, for example in a
+        finer grid.
     lora: for `finetune`; without it the whole LLM is trained.
     train_vision: parts of the vision encoder that are trained too, by what their names begin with ("" is all of it).
         LLaVA 1.6 trains all of it in stage 2, `unfreeze_mm_vision_tower`. Not with `cache_features`.
@@ -66,6 +68,7 @@ class Recipe(Strict):
     stage: Literal["match", "align", "finetune"]
     output: Path
     model: NewModel | Path
+    encoder: VisionConfig | None = None
     data: DataConfig
     lora: Lora | None = None
     train_vision: tuple[str, ...] = ()
@@ -92,6 +95,8 @@ class Recipe(Strict):
             raise ValueError(f"stage {self.stage} leaves the LLM as it is; remove 'lora' or choose stage finetune")
         if self.train_vision and self.cache_features:
             raise ValueError("features of an encoder that is trained cannot be cached; set cache_features to false")
+        if self.encoder is not None and not isinstance(self.model, Path):
+            raise ValueError("a new model has its encoder in model.encoder; remove 'encoder'")
         return self
 
 

@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llava.checkpoints.files import write_safetensors
+from llava.checkpoints.files import load_strict, write_safetensors
 from llava.checkpoints.gguf import open_gguf
-from llava.checkpoints.native import ADAPTER, LLM, VISION, Loaded, load_base, load_native, save_native
-from llava.config import BaseParts, LlavaConfig
+from llava.checkpoints.native import ADAPTER, LLM, VISION, Loaded, build_processor, load_base, load_native, save_native
+from llava.config import BaseParts, LlavaConfig, VisionConfig
 from llava.errors import LlavaError
 from llava.fetch import Progress, resolve
 from llava.models.llava import LlavaModel
+from llava.models.vision import build_vision_encoder
 from llava.registry import model_folder
 from llava.train.recipe import Lora, NewModel, Recipe
 
@@ -24,8 +25,23 @@ from llava.train.recipe import Lora, NewModel, Recipe
 def load_model(recipe: Recipe, progress: Progress) -> Loaded:
     """The model that a recipe starts from, with everything frozen. Raises LlavaError."""
     if isinstance(recipe.model, Path):
-        return load_native(model_folder(str(recipe.model)), progress)
+        loaded = load_native(model_folder(str(recipe.model)), progress)
+        return loaded if recipe.encoder is None else _read_out_as(loaded, recipe.encoder)
     return load_base(_config_of(recipe.model, progress), progress)
+
+
+def _read_out_as(loaded: Loaded, encoder: VisionConfig) -> Loaded:
+    """The same weights, the vision encoder read out as another configuration says. Raises LlavaError."""
+    model, vision = loaded.model, build_vision_encoder(encoder)
+    if vision.feature_size != model.vision.feature_size:
+        raise LlavaError(
+            f"encoder: gives {vision.feature_size} features a token, the model's projector takes "
+            f"{model.vision.feature_size}; only what leaves them as they are can change (grid, image_size)"
+        )
+    load_strict(vision, model.vision.state_dict(), Path("encoder"))
+    model.vision = vision.requires_grad_(False).eval()
+    model.config = model.config.model_copy(update={"vision": encoder})
+    return Loaded(model, build_processor(model.config, loaded.processor.tokenizer, vision.num_tokens))
 
 
 def _config_of(new: NewModel, progress: Progress) -> LlavaConfig:
@@ -79,6 +95,11 @@ def _add_lora(model: LlavaModel, lora: Lora) -> None:
     ]
     config = peft.LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets)
     peft.inject_adapter_in_model(config, model.llm)
+    for module in model.llm.modules():
+        if isinstance(module, peft.tuners.tuners_utils.BaseTunerLayer):
+            module.cast_input_dtype_enabled = (
+                False  # autocast says what to compute in; else each input goes via float32
+            )
 
 
 def parameter_groups(model: LlavaModel, recipe: Recipe) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ import PIL.Image
 import pytest
 
 from llava.pictures.catalogue import Catalogue, Entry, related
-from llava.pictures.scenes import SIDE, Placed, scene, single, where, worn
+from llava.pictures.scenes import SIDE, Placed, background, scene, single, where, worn
 
 
 def entry(name: str, also: tuple[str, ...] = (), above: tuple[int, ...] = ()) -> Entry:
@@ -39,6 +39,13 @@ def test_a_single_thing_is_plain_or_varied_and_the_same_for_the_same_seed(catalo
     assert plain.size == (SIDE, SIDE) and plain.getpixel((0, 0)) == (255, 255, 255)
     one, same, other = (single(catalogue, red, random.Random(seed)).tobytes() for seed in (1, 1, 2))
     assert one == same != other
+
+
+def test_backgrounds_are_white_light_or_where_asked_for_dark() -> None:
+    corners = [background(random.Random(seed), dark=0.5).getpixel((0, 0)) for seed in range(60)]
+    kinds = {"white" if min(c) == 255 else "dark" if max(c) < 128 else "light" for c in corners}
+    assert kinds == {"white", "dark", "light"}
+    assert all(np.asarray(background(random.Random(seed)).convert("L")).mean() > 100 for seed in range(60))
 
 
 def test_worn_pictures_are_black_grey_or_blurred(catalogue: Catalogue) -> None:

@@ -15,6 +15,7 @@ from llava.assistant import Assistant
 from llava.chat.messages import Image, Message
 from llava.checkpoints.files import read_safetensors
 from llava.checkpoints.native import load_native
+from llava.config import EfficientNetLiteConfig
 from llava.errors import LlavaError
 from llava.models.llava import IMAGE_TOKEN
 from llava.models.projectors import build_projector
@@ -22,7 +23,7 @@ from llava.processor import IGNORE
 from llava.train import loop
 from llava.train.log import read_log
 from llava.train.loop import language_loss, rate_at, set_up, train
-from llava.train.matching import FLOOR, MOST_CAPTIONS, TEMPERATURE, caption_of, move_origin
+from llava.train.matching import FLOOR, MOST_CAPTIONS, TEMPERATURE, caption_of, move_origin, scatter_as_words
 from llava.train.precision import faster_precision
 from llava.train.preview import preview
 from llava.train.recipe import Recipe
@@ -83,6 +84,21 @@ def test_finetune_starts_from_align_and_its_output_answers_as_trained(
             for i in range(4)
         ]
         assert answers == ["red", "green", "blue", "black"]
+
+
+def test_a_later_stage_reads_the_encoder_out_as_its_recipe_says(folder: Path) -> None:
+    values = recipe_values(folder, cache_features=False, max_steps=1)
+    encoder = EfficientNetLiteConfig(image_size=64, stages=(7,), grid=2)
+    values["model"] |= {"vision": "efficientnet-lite0", "encoder": encoder.model_dump(), "image": {"size": 64}}
+    train(Recipe.model_validate(values), Watcher())
+    finer = encoder.model_copy(update={"grid": 3})
+    output = train(finetune(folder, encoder=finer.model_dump(), cache_features=False, max_steps=1), Watcher())
+    one, other = (load_native(path).model for path in (folder / "out", output))
+    assert (one.vision.num_tokens, other.vision.num_tokens) == (4, 9) and other.config.vision == finer
+    assert all(torch.equal(a, b) for a, b in zip(one.vision.parameters(), other.vision.parameters(), strict=True))
+    wider = encoder.model_copy(update={"stages": (6, 7)})
+    with pytest.raises(LlavaError, match="encoder: gives 512 features a token, the model's projector takes 320"):
+        set_up(finetune(folder, encoder=wider.model_dump()), Watcher())
 
 
 @pytest.mark.parametrize(
@@ -308,6 +324,27 @@ def test_a_projector_whose_origin_is_moved_gives_the_same_of_moved_features() ->
         expected = projector(x)
         move_origin(projector, by)
         assert torch.allclose(projector(x - by), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["linear", "mlp2x_gelu"])
+def test_tokens_are_made_to_scatter_as_embeddings_do_in_the_same_directions(name: str) -> None:
+    torch.manual_seed(0)
+    projector, x, table = build_projector(name, 8, 16), torch.randn(6, 5, 8), 3 + 2 * torch.randn(100, 16)
+    before = projector(x)
+    scatter_as_words(projector, x.split(4), table)
+    away, words = projector(x) - table.mean(0), table - table.mean(0)
+    assert torch.allclose(F.cosine_similarity(away, before, dim=-1), torch.ones(6, 5), atol=1e-5)
+    assert torch.allclose(away.square().sum(-1).mean(), words.square().sum(-1).mean(), rtol=1e-4)
+
+
+def test_match_leaves_tokens_of_the_size_of_words(folder: Path) -> None:
+    pictures_only(folder)
+    model = load_native(train(recipe(folder, stage="match"), Watcher())).model
+    run = set_up(recipe(folder, stage="match", model=str(folder / "out"), output=str(folder / "again")), Watcher())
+    features = run.features(run.batch(list(range(len(run.data.samples)))))
+    table = model.llm.embed_tokens.weight
+    size, words = (((x - table.mean(0)).square().sum(-1)).mean() for x in (model.projector(features), table))
+    assert torch.allclose(size, words, rtol=1e-4)  # all samples are among the thousand
 
 
 def test_match_needs_one_picture_a_row(folder: Path) -> None:
