@@ -3,6 +3,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
+# Where Debian's libjemalloc2 is installed, training takes its memory from there (docs/training.md, "Memory on a CPU").
+JEMALLOC := $(firstword $(wildcard /usr/lib/*/libjemalloc.so.2))
+MALLOC_CONF := narenas:1,oversize_threshold:0,dirty_decay_ms:30000,muzzy_decay_ms:0
+TRAIN := $(if $(JEMALLOC),LD_PRELOAD=$(JEMALLOC) MALLOC_CONF=$(MALLOC_CONF)) $(BIN)/llava train
+
 .PHONY: chat test check lint types parts llava-smol clean
 
 chat: .venv/core
@@ -29,8 +34,8 @@ data/llava-smol: | .venv/dev
 
 # Retrain the embedded model from scratch, by both stages, and put it into the package.
 llava-smol: data/llava-smol
-	$(BIN)/llava train recipes/llava-smol-align.yaml
-	$(BIN)/llava train recipes/llava-smol-finetune.yaml
+	$(TRAIN) recipes/llava-smol-align.yaml
+	$(TRAIN) recipes/llava-smol-finetune.yaml
 	$(BIN)/python scripts/embed_model.py runs/llava-smol-finetune llava/embedded/llava-smol
 
 clean:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llava.pictures.catalogue import Catalogue, load_catalogue
-from llava.pictures.scenes import Placed, lit, scene, single, worn
+from llava.pictures.scenes import DARK, Placed, lit, scene, single, worn
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ def make_picture(picture: Picture) -> list[Placed]:
     entries = [catalogue.entries[i] for i in picture.entries]
     placed: list[Placed] = []
     if picture.how == "scene":
-        made, placed = scene(catalogue, entries, rng)
+        made, placed = scene(catalogue, entries, rng, DARK)
         made = lit(made, rng)
     else:
         made = (worn if picture.how == "worn" else single)(catalogue, entries[0], rng)

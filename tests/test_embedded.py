@@ -30,7 +30,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_it_is_small_and_complete() -> None:
     weights = list(EMBEDDED["llava-smol"].rglob("*.safetensors"))
-    assert len(weights) == 2  # projector and adapter
+    assert len(weights) == 3
     assert sum(path.stat().st_size for path in weights) < 25_000_000
     assert "Limits" in (EMBEDDED["llava-smol"] / "README.md").read_text()
 
@@ -70,7 +70,7 @@ def test_inspect_shows_parts_text_and_ids() -> None:
     done = run("inspect", "llava-smol", "--image", str(SHAPE), "--prompt", "what color?")
     assert done.returncode == 0
     assert "<|im_start|>user\n<image>\nwhat color?<|im_end|>\n<|im_start|>assistant\n" in done.stdout
-    assert "256x256, 25 tokens at" in done.stdout
+    assert "256x256, 36 tokens at" in done.stdout
     for part in ("vision encoder", "projector", "LLM", "efficientnet_lite0", "mlp2x_gelu"):
         assert part in done.stdout
 

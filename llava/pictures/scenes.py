@@ -18,7 +18,7 @@ from llava.pictures.catalogue import Catalogue, Entry
 
 SIDE = 224  # pixels
 _PLAIN = int(0.87 * SIDE)
-_DARK = 0.3  # of backgrounds that are not white: at night, in space, on a table
+DARK = 0.3  # of backgrounds that are not white: at night, in space, on a table
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ def background(rng: random.Random, plain: float = 0.5, dark: float = 0.0) -> PIL
     """A square: white or a colour, a gradient between two, or coarse noise. dark: how many of the others are."""
     if rng.random() < plain:
         return PIL.Image.new("RGB", (SIDE, SIDE), "white")
-    least, most = (0, 90) if rng.random() < dark else (110, 255)
+    least, most = (0, 90) if dark and rng.random() < dark else (110, 255)
     one, other = ([rng.randint(least, most) for _ in range(3)] for _ in range(2))
     shape = rng.random()
     if shape < 0.4:
@@ -52,7 +52,7 @@ def single(catalogue: Catalogue, entry: Entry, rng: random.Random, vary: bool = 
     """One thing. vary: any size, place, background, light and side; else on white, in the middle, as it is."""
     if not vary:
         return _placed(PIL.Image.new("RGB", (SIDE, SIDE), "white"), _sized(catalogue.open(entry), _PLAIN), None)
-    canvas = _piece(catalogue, rng) if rng.random() < 0.2 else background(rng, dark=_DARK)
+    canvas = _piece(catalogue, rng) if rng.random() < 0.2 else background(rng, dark=DARK)
     share = rng.uniform(1.0, 1.35) if rng.random() < 0.15 else rng.uniform(0.55, 1.0)
     return lit(_placed(canvas, _sized(catalogue.open(entry), int(share * SIDE), rng.random() < 0.5), rng), rng)
 
@@ -84,7 +84,7 @@ def _piece(catalogue: Catalogue, rng: random.Random) -> PIL.Image.Image:
     other = catalogue.open(rng.choice(catalogue.of("train")))
     w, h = other.size
     middle = other.crop((w // 3, h // 3, w - w // 3, h - h // 3)).resize((SIDE, SIDE), PIL.Image.Resampling.BICUBIC)
-    canvas = background(rng, dark=_DARK)
+    canvas = background(rng, dark=DARK)
     canvas.paste(middle, (0, 0), middle)
     return canvas.filter(PIL.ImageFilter.GaussianBlur(rng.uniform(0, 4)))
 
@@ -97,9 +97,14 @@ def _placed(canvas: PIL.Image.Image, cut: PIL.Image.Image, rng: random.Random | 
     return canvas
 
 
-def scene(catalogue: Catalogue, entries: Sequence[Entry], rng: random.Random) -> tuple[PIL.Image.Image, list[Placed]]:
-    """These things, each in a cell of its own of a grid of 2 x 2 (up to 4) or 3 x 3, so that none hides another."""
-    canvas = background(rng, dark=_DARK)
+def scene(
+    catalogue: Catalogue, entries: Sequence[Entry], rng: random.Random, dark: float = 0.0
+) -> tuple[PIL.Image.Image, list[Placed]]:
+    """These things, each in a cell of its own of a grid of 2 x 2 (up to 4) or 3 x 3, so that none hides another.
+
+    dark: as of `background`.
+    """
+    canvas = background(rng, dark=dark)
     side = 2 if len(entries) <= 4 and rng.random() < 0.7 else 3
     cell = SIDE // side
     placed = []

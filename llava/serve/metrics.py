@@ -21,7 +21,9 @@ class Metrics:
         self.registry = CollectorRegistry()
         name, where = "llava_requests", self.registry
         self.requests = Counter(name, "Requests that ended, by HTTP status.", ["path", "status"], registry=where)
-        self.cancelled = Counter("llava_cancelled", "Answers whose client left.", registry=where)
+        self.cancelled = Counter(
+            "llava_cancelled", "Requests cut short: their client left, time ran out, or they failed.", registry=where
+        )
         self.prompt = Counter("llava_prompt_tokens", "Tokens of prompts.", ["model"], registry=where)
         self.answer = Counter("llava_answer_tokens", "Tokens of answers.", ["model"], registry=where)
         self.reused = Counter(
