@@ -15,7 +15,7 @@ class RMSNorm(nn.RMSNorm):
     def forward(self, x: Tensor) -> Tensor:
         assert self.eps is not None
         if x.device.type == "cpu" and x.dtype == torch.float32 and torch.is_grad_enabled() and x.requires_grad:
-            x = _Normalized.apply(x, self.weight, self.eps)
+            x = _Normalized.apply(x, self.weight, self.eps)  # type: ignore[no-untyped-call]
         else:
             x = super().forward(x)
         kind = x.device.type
@@ -27,7 +27,7 @@ class _Normalized(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         mean_square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1])
         scale = mean_square.add_(eps).rsqrt_()
-        normal = x * scale
+        normal: Tensor = x * scale
         ctx.save_for_backward(normal, scale, weight)
         return normal * weight
 
