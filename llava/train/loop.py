@@ -180,7 +180,8 @@ def _sampled_features(run: Run, watcher: Watcher) -> Iterator[Tensor]:
     count = len(run.data.samples)
     chosen = list(range(0, count, max(1, count // _FOR_MEAN)))
     for start in range(0, len(chosen), run.recipe.batch_size):
-        yield run.features(run.batch(chosen[start : start + run.recipe.batch_size]).to(run.model.device))
+        batch = run.batch(chosen[start : start + run.recipe.batch_size])
+        yield run.features(batch.to(run.model.device)).detach()  # an encoder that is trained leaves a graph
         watcher.preparing("measuring features", start + run.recipe.batch_size, len(chosen))
 
 
