@@ -68,10 +68,10 @@ class Recipe(Strict):
     stage: Literal["match", "align", "finetune"]
     output: Path
     model: NewModel | Path
-    encoder: VisionConfig | None = None
     data: DataConfig
     lora: Lora | None = None
     train_vision: tuple[str, ...] = ()
+    encoder: VisionConfig | None = None
     epochs: PositiveFloat = 1
     max_steps: PositiveInt | None = None
     batch_size: PositiveInt = 16
