@@ -97,9 +97,7 @@ def _add_lora(model: LlavaModel, lora: Lora) -> None:
     peft.inject_adapter_in_model(config, model.llm)
     for module in model.llm.modules():
         if isinstance(module, peft.tuners.tuners_utils.BaseTunerLayer):
-            module.cast_input_dtype_enabled = (
-                False  # autocast says what to compute in; else each input goes via float32
-            )
+            module.cast_input_dtype_enabled = False  # to float32, which autocast undoes: it says what to compute in
 
 
 def parameter_groups(model: LlavaModel, recipe: Recipe) -> list[dict[str, Any]]:
