@@ -177,7 +177,7 @@ PICTURES = {
     ),
 }
 
-# Photographs that llava-smol was never trained on: they come with scikit-image
+# Photographs that llava-smol was never trained on: they come with scikit-image,
 PHOTOGRAPHS = Part(
     "python3-skimage",
     "0.19.3-8",
@@ -186,6 +186,16 @@ PHOTOGRAPHS = Part(
     "728d88c3e3440f1f3712de0805dc834d29248ff07e1eec8c0f3da07606f752f9",
     "BSD-3-Clause",
     _DEBIAN + "s/skimage/python3-skimage_0.19.3-8_all.deb",
+)
+# and with OpenCV's examples
+MORE_PHOTOGRAPHS = Part(
+    "opencv-doc",
+    "4.6.0+dfsg-12",
+    "usr/share/doc/opencv-doc/examples/",
+    95715012,
+    "4b12681df35878207ac7097dc66184b2ae552e4bf4ddd2af04a0f03ed0b8682a",
+    "Apache-2.0",
+    _DEBIAN + "o/opencv/opencv-doc_4.6.0+dfsg-12_all.deb",
 )
 
 EMBEDDED = {"llava-smol": Path(__file__).parent / "embedded" / "llava-smol"}  # trained by us, shipped with the package

@@ -28,7 +28,7 @@ Examples:
 
     llava eval smol-suite --model llava-smol --base
 
-smol-suite fetches 400 MB of pictures at its first call, and also writes `answers.html`: every picture and answer.
+smol-suite fetches 500 MB of pictures at its first call, and also writes `answers.html`: every picture and answer.
 """
 BENCHMARKS = ("easy-vqa", "smol-suite")
 

@@ -39,14 +39,15 @@ class Step:
     """A model's decoding steps. It holds buffers, so it serves one thread at a time.
 
     most_rows: so many it runs faster than PyTorch.
+    eight: whether weights have 8 bits, and inputs are rounded to as many.
     """
 
     def __init__(self, model: LlavaModel, run: build.Run) -> None:
         """The model must be one that `covers` is true of; its weights stay where they are."""
         config, llm = model.config.llm, model.llm
         self._config, self._run = config, run
-        eight = any(isinstance(module, Plain8Linear) for module in llm.modules())
-        self.most_rows = _MOST_INT8 if eight else MOST_ROWS
+        self.eight = any(isinstance(module, Plain8Linear) for module in llm.modules())
+        self.most_rows = _MOST_INT8 if self.eight else MOST_ROWS
         self._kept: list[Tensor] = []  # what tables have the addresses of
         words: list[int] = []
         for block in llm.layers:

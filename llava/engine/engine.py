@@ -98,12 +98,13 @@ class Engine:
     def step(self) -> None:
         """Run some tokens of the requests that are there. What fails ends the requests that it concerns, only."""
         self._guess()
-        plan = self._encode(self.scheduler.schedule())
+        parts = self._parts(self._encode(self.scheduler.schedule()))
+        plan = [pair for part in parts for pair in part]
         if not plan:
             return
         starts = [one.filled for one, _ in plan]
         try:
-            logits = self._run(plan)
+            logits = torch.cat([self._run(part) for part in parts])
         except Exception as error:  # noqa: BLE001  out of memory, say; what the caches hold now is not known
             for one, _ in plan:
                 self.scheduler.finish(one, "error", EngineError(f"the model could not run: {error}"))
@@ -158,6 +159,20 @@ class Engine:
             if one.error is not None:
                 raise one.error
         return generations
+
+    def _parts(self, plan: Plan) -> list[Plan]:
+        """The plan in parts that run one after the other. One part, but in 8 bits beside prompts too long for a step.
+
+        There PyTorch may round an input to another of its levels than the step does. So answers always run in the step:
+        what they say does not depend on what is read beside them.
+        """
+        step = self._step()
+        if step is None or not step.eight or sum(tokens for _, tokens in plan) <= step.most_rows:
+            return [plan]
+        answers = [pair for pair in plan if pair[0].length - pair[0].filled == 1]
+        prompts = [pair for pair in plan if pair[0].length - pair[0].filled > 1]
+        parts = [answers[start : start + step.most_rows] for start in range(0, len(answers), step.most_rows)]
+        return [*parts, prompts] if prompts else parts
 
     def _run(self, plan: Plan) -> Tensor:
         """Run the planned tokens. Scores (B, V) after the last token of each request whose tokens have all run.

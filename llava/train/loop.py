@@ -23,6 +23,7 @@ from llava.files import os_errors, write_text
 from llava.models.llava import LlavaModel
 from llava.processor import IGNORE
 from llava.train.classes import ImaginedClasses
+from llava.train.compiling import compile_blocks
 from llava.train.data import Batch, Dataset, collate, endless_batches, measure
 from llava.train.features import FeatureCache, build_cache
 from llava.train.log import Log, StepLog
@@ -225,6 +226,8 @@ def train(recipe: Recipe, watcher: Watcher, restart: bool = False) -> Path:
     optimizer = torch.optim.AdamW(parameter_groups(model, recipe), lr=recipe.learning_rate)
     progress = Progress(json.loads(recipe.model_dump_json()), precision=run.precision)
     progress = load_checkpoint(recipe.output, model, optimizer, progress)
+    if recipe.compile and run.captions is None:  # stage match does not run the LLM
+        compile_blocks(model)
     with contextlib.closing(Log(recipe.output, progress.step)) as log:
         batches = _load(run, progress.batches)
         while progress.step < run.steps:

@@ -122,6 +122,27 @@ def test_any_mixture_answers_as_each_request_alone(reference: Reference, mixture
     assert prefixes.take(limits.blocks) and len(prefixes) == 0
 
 
+def test_in_8_bits_an_answer_has_the_same_scores_beside_a_long_prompt(smollm2: GgufLlm) -> None:
+    loaded = tiny_model(smollm2, width=64)
+    pack_model(loaded.model, Storage("int8"))
+    build.wait()
+    if not covers(loaded.model):
+        pytest.skip("8 bits run by PyTorch here")
+    assistant, sampling = Assistant(loaded), Sampling(max_new_tokens=12, logprobs=5, lookup=False)
+    answer, long = (
+        replace(assistant.request([Message.user(text)]), stop_ids=frozenset()) for text in ("Hi", "a b " * 200)
+    )
+    assert len(long.ids) > 3 * 128
+    (alone,) = assistant._engine.generate([(answer, sampling)])
+    engine = Engine(loaded.model, loaded.processor.tokenizer)
+    first = engine.submit(answer, sampling)
+    engine.step()
+    engine.submit(long, Sampling(max_new_tokens=12))
+    while engine.busy:
+        engine.step()
+    assert first.scored == alone.scored and first.output == alone.output
+
+
 def counting(tiny: Loaded) -> tuple[Assistant, Engine]:
     assistant = Assistant(tiny)
     return assistant, assistant._engine

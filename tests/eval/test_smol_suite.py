@@ -7,7 +7,7 @@ import PIL.Image
 import pytest
 
 from llava.eval.benchmarks.smol_names import ALSO, MISNAMED, rightly_named
-from llava.eval.benchmarks.smol_suite import NUMBERS, make_questions, photographs, without_picture
+from llava.eval.benchmarks.smol_suite import NUMBERS, make_questions, more_photographs, photographs, without_picture
 from llava.eval.question import Question
 from llava.eval.runner import Answer, Score, write_page, yes_ratio
 from llava.pictures.catalogue import Catalogue, Entry
@@ -108,6 +108,14 @@ def test_photographs_that_scikit_image_has(tmp_path: Path) -> None:
     cat = next(question for question in asked if question.answer == "cat")
     assert cat.image == tmp_path / "chelsea.png"
     assert cat.is_right("A tabby cat.") and not cat.is_right("A cat and a dog.")
+
+
+def test_photographs_that_opencv_has(tmp_path: Path) -> None:
+    asked = more_photographs(tmp_path)
+    assert len(asked) == 23 and len({question.image for question in asked}) == 23
+    lake = next(question for question in asked if question.answer == "lake")
+    assert lake.image == tmp_path / "hfs" / "data" / "001.jpg"
+    assert lake.is_right("A river.") and not lake.is_right("A tree.")
 
 
 def test_wilsons_interval() -> None:

@@ -23,7 +23,7 @@ from llava.files import atomic_folder
 from llava.pictures.catalogue import Catalogue, Entry, load_catalogue, related
 from llava.pictures.english import article
 from llava.pictures.scenes import scene, single, where
-from llava.registry import PHOTOGRAPHS
+from llava.registry import MORE_PHOTOGRAPHS, PHOTOGRAPHS
 
 VERSION = 4
 NUMBERS = ("zero", "one", "two", "three", "four", "five")
@@ -31,7 +31,7 @@ _STYLE, _EACH, _SHAPES = 300, 300, 200  # emoji to name; questions of each other
 TEXT = "without a picture"
 SIDES = {"left": "To the left", "right": "To the right", "above": "Above", "below": "Below"}
 
-_PHOTOGRAPHS = {
+_PHOTOGRAPHS = {  # of scikit-image
     "astronaut.png": ("astronaut", "spaceman", "cosmonaut", "woman", "woman astronaut"),
     "camera.png": ("cameraman", "photographer", "camera", "movie camera", "man", "man with a camera"),
     "chelsea.png": ("cat", "cat face", "kitten", "tabby", "tabby cat", "kitty", "domestic cat"),
@@ -42,6 +42,33 @@ _PHOTOGRAPHS = {
     "moon.png": ("moon", "full moon", "moon surface", "crater"),
     "motorcycle_left.png": ("motorcycle", "motorbike", "bike", "motor scooter"),
     "rocket.jpg": ("rocket", "spaceship", "missile", "projectile"),
+}
+# Of OpenCV's examples: every one that shows one thing, one kind of thing or one place, except the second of a pair. The
+# names were written from the pictures alone, before any model was asked.
+_MORE_PHOTOGRAPHS = {
+    "alphamat/input_images/plant.jpg": ("plant", "potted plant", "pot plant", "houseplant", "flowerpot", "grass"),
+    "data/aloeL.jpg": ("aloe", "aloe vera", "plant", "potted plant", "pot plant", "houseplant", "succulent"),
+    "data/apple.jpg": ("apple", "red apple", "fruit"),
+    "data/baboon.jpg": ("baboon", "mandrill", "monkey"),
+    "data/board.jpg": ("circuit board", "circuit", "motherboard", "computer board", "electronics", "chip"),
+    "data/box.png": ("box", "package", "carton", "packet"),
+    "data/building.jpg": ("building", "hotel", "apartment building", "office building", "office", "hospital"),
+    "data/butterfly.jpg": ("butterfly", "insect"),
+    "data/chicky_512.png": ("dog", "dog face", "puppy", "lapdog", "pekinese", "tibetan spaniel"),
+    "data/ela_original.jpg": ("notebook", "book", "notepad", "diary", "binder"),
+    "data/fruits.jpg": ("fruit", "fruits", "orange", "oranges", "citrus", "citrus fruit", "lemon"),
+    "data/home.jpg": ("building", "palace", "church", "temple", "tower", "house", "cathedral", "dome"),
+    "data/leuvenA.jpg": ("street", "houses", "house", "building", "buildings", "town", "village", "alley", "square"),
+    "data/licenseplate_motion.jpg": ("car", "automobile", "auto", "car rear", "vehicle"),
+    "data/messi5.jpg": ("soccer player", "football player", "footballer", "football", "soccer", "player", "man"),
+    "data/orange.jpg": ("orange", "fruit", "tangerine", "mandarin"),
+    "data/smarties.png": ("candy", "candies", "sweet", "sweets", "chocolate", "smarties"),
+    "data/squirrel_cls.jpg": ("squirrel", "chipmunk"),
+    "data/sudoku.png": ("sudoku", "puzzle", "crossword puzzle", "crossword", "newspaper"),
+    "dnn_superres/butterfly.png": ("butterfly", "monarch butterfly", "wing", "insect"),
+    "hfs/data/000.jpg": ("bird", "robin", "songbird"),
+    "hfs/data/001.jpg": ("lake", "river", "water", "lakeside"),
+    "hfs/data/002.jpg": ("tree",),
 }
 _KNOWLEDGE: list[tuple[str, tuple[str, ...]]] = [
     ("What is the capital of France?", ("Paris",)),
@@ -128,7 +155,7 @@ _SUMS = ((2, 3), (1, 1), (2, 2), (1, 3), (1, 4))
 
 
 def load_suite(progress: Progress = quiet) -> list[Question]:
-    """All questions; their pictures are made at the first call, for which 400 MB are fetched. Raises LlavaError."""
+    """All questions; their pictures are made at the first call, for which 500 MB are fetched. Raises LlavaError."""
     catalogue = load_catalogue(progress)
     folder = catalogue.folder.with_name(f"{catalogue.folder.name}-suite-{VERSION}")
     index = folder / "questions.json"
@@ -145,14 +172,23 @@ def load_suite(progress: Progress = quiet) -> list[Question]:
         raise LlavaError(f"{index}: damaged ({error}); delete the folder and try again") from None
     shapes = [question for _, question in choose(load_questions("test", progress), _SHAPES)]
     made += [Question(q.text, q.answer, "easy-VQA", q.image) for q in shapes]
-    return made + photographs(fetch(PHOTOGRAPHS, progress)) + without_picture()
+    made += photographs(fetch(PHOTOGRAPHS, progress))
+    return made + more_photographs(fetch(MORE_PHOTOGRAPHS, progress)) + without_picture()
 
 
 def photographs(folder: Path) -> list[Question]:
     """Ten photographs that come with scikit-image."""
+    return _what_is_this(folder, _PHOTOGRAPHS, "photographs of scikit-image")
+
+
+def more_photographs(folder: Path) -> list[Question]:
+    """Photographs that come with OpenCV's examples."""
+    return _what_is_this(folder, _MORE_PHOTOGRAPHS, "photographs of OpenCV")
+
+
+def _what_is_this(folder: Path, names: dict[str, tuple[str, ...]], kind: str) -> list[Question]:
     return [
-        Question("What is this?", names[0], "photographs", folder / file, _with_article(names))
-        for file, names in _PHOTOGRAPHS.items()
+        Question("What is this?", right[0], kind, folder / file, _with_article(right)) for file, right in names.items()
     ]
 
 
