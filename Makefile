@@ -38,7 +38,8 @@ data/llava-smol: | .venv/dev
 llava-smol: data/llava-smol
 	$(TRAIN) recipes/llava-smol-align.yaml
 	$(TRAIN) recipes/llava-smol-finetune.yaml $(COMPILE)
-	$(BIN)/python scripts/embed_model.py runs/llava-smol-finetune llava/embedded/llava-smol
+	$(TRAIN) recipes/llava-smol-finetune-2.yaml $(COMPILE)
+	$(BIN)/python scripts/embed_model.py runs/llava-smol-finetune-2 llava/embedded/llava-smol
 
 clean:
 	rm -rf .venv build dist *.egg-info

@@ -185,14 +185,16 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--views", type=int, default=6, help="of each picture (default 6), and one that is worn")
     parser.add_argument("--groups", type=int, default=12000, help="pictures of several things (default 12000)")
-    parser.add_argument("--singles", type=int, default=21000, help="conversations about one thing (default 21000)")
-    parser.add_argument("--scenes", type=int, default=8000, help="conversations about several (default 8000)")
+    parser.add_argument("--singles", type=int, default=26000, help="conversations about one thing (default 26000)")
+    parser.add_argument("--scenes", type=int, default=6000, help="conversations about several (default 6000)")
     parser.add_argument("--shapes", type=int, default=1600, help="conversations about easy-VQA's pictures")
     parser.add_argument(
         "--drawn", type=int, default=2400, help="conversations about drawn shapes, numbers, words, charts"
     )
     parser.add_argument("--texts", type=int, default=1500, help="replies without a picture, each taken twice")
-    parser.add_argument("--imagined", type=int, default=0, help="pictures taken for classes that an encoder knows")
+    parser.add_argument(
+        "--imagined", type=int, default=18000, help="captions of pictures taken for classes that an encoder knows"
+    )
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     if options.folder.exists() and not (options.folder / "match.json").exists():

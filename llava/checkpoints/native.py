@@ -72,7 +72,7 @@ def load_native(
 def load_visual_parts(model: LlavaModel, folder: Path) -> None:
     """Load what was trained between pixels and LLM: the projector, and the encoder if it was. Raises LlavaError."""
     if (folder / VISION).exists():
-        load_strict(model.vision, read_safetensors(folder / VISION), folder / VISION)
+        load_strict(model.vision, model.vision.state_dict() | read_safetensors(folder / VISION), folder / VISION)
     load_strict(model.projector, read_safetensors(folder / PROJECTOR), folder / PROJECTOR)
 
 
@@ -124,9 +124,8 @@ def whole_tensors(folder: Path, config: LlavaConfig, base: BaseParts, fold: bool
         yield f"llm.{name}", tensor
     with on_meta():
         vision = build_vision_encoder(config.vision)
-    trained = (folder / VISION).exists()
-    tower = read_safetensors(folder / VISION) if trained else vision.state_dict_from(resolve(base.vision))
-    for name, tensor in tower.items():
+    trained = read_safetensors(folder / VISION) if (folder / VISION).exists() else {}
+    for name, tensor in (vision.state_dict_from(resolve(base.vision)) | trained).items():
         yield f"vision.{name}", tensor
     for name, tensor in read_safetensors(folder / PROJECTOR).items():
         yield f"projector.{name}", tensor

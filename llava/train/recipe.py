@@ -52,7 +52,7 @@ class Recipe(Strict):
     model: the output folder of an earlier stage, or the parts of a new model.
     encoder: how the vision encoder of an earlier stage is read out from here on: the same weights, for example in a
         finer grid.
-    lora: for `finetune`; without it the whole LLM is trained.
+    lora: for `finetune`; without it the whole LLM is trained. It goes on with the LoRA of a model that has one.
     train_vision: parts of the vision encoder that are trained too, by what their names begin with ("" is all of it).
         LLaVA 1.6 trains all of it in stage 2, `unfreeze_mm_vision_tower`. Not with `cache_features`.
     batch_size: samples a forward pass; a step takes `accumulation` of them.

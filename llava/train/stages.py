@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llava.checkpoints.files import load_strict, write_safetensors
+from llava.checkpoints.adapters import misfit, read_adapter
+from llava.checkpoints.files import load_strict, read_safetensors, write_safetensors
 from llava.checkpoints.gguf import open_gguf
 from llava.checkpoints.native import ADAPTER, LLM, VISION, Loaded, build_processor, load_base, load_native, save_native
 from llava.config import BaseParts, LlavaConfig, VisionConfig
@@ -25,9 +26,17 @@ from llava.train.recipe import Lora, NewModel, Recipe
 def load_model(recipe: Recipe, progress: Progress) -> Loaded:
     """The model that a recipe starts from, with everything frozen. Raises LlavaError."""
     if isinstance(recipe.model, Path):
-        loaded = load_native(model_folder(str(recipe.model)), progress)
+        loaded = load_native(model_folder(str(recipe.model)), progress, with_adapter=_adapter_before(recipe) is None)
         return loaded if recipe.encoder is None else _read_out_as(loaded, recipe.encoder)
     return load_base(_config_of(recipe.model, progress), progress)
+
+
+def _adapter_before(recipe: Recipe) -> Path | None:
+    """The adapter that LoRA goes on with: the one of the model that it starts from, over the LLM of its base."""
+    if recipe.lora is None or not isinstance(recipe.model, Path):
+        return None
+    folder = model_folder(str(recipe.model))
+    return folder / ADAPTER if (folder / ADAPTER).exists() and not (folder / LLM).exists() else None
 
 
 def _read_out_as(loaded: Loaded, encoder: VisionConfig) -> Loaded:
@@ -79,12 +88,13 @@ def prepare(model: LlavaModel, recipe: Recipe) -> None:
         if recipe.lora is None:
             model.llm.requires_grad_(True)
         else:
-            _add_lora(model, recipe.lora)
+            _add_lora(model, recipe.lora, _adapter_before(recipe))
     model.train()
     model.vision.eval()
 
 
-def _add_lora(model: LlavaModel, lora: Lora) -> None:
+def _add_lora(model: LlavaModel, lora: Lora, before: Path | None) -> None:
+    """before: an adapter to go on with: as it is in a rank as high or higher, else with its largest parts."""
     try:
         import peft
     except ImportError:
@@ -98,6 +108,30 @@ def _add_lora(model: LlavaModel, lora: Lora) -> None:
     for module in model.llm.modules():
         if isinstance(module, peft.tuners.tuners_utils.BaseTunerLayer):
             module.cast_input_dtype_enabled = False  # to float32, which autocast undoes: it says what to compute in
+
+    if before is None:
+        return
+    for name, (a, b) in read_adapter(before).items():
+        try:
+            layer: Any = model.llm.get_submodule(name)
+            a_now, b_now = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+        except (AttributeError, KeyError):
+            raise misfit(before, name) from None
+        if (a.shape[1], len(b)) != (a_now.shape[1], len(b_now)):
+            raise misfit(before, name)
+        if len(a) > lora.rank:
+            a, b = _largest_parts(a, b, lora.rank)
+        with torch.no_grad():
+            a_now[: len(a)] = a
+            b_now[:, : len(a)] = b * (lora.rank / lora.alpha)
+
+
+def _largest_parts(a: Tensor, b: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Factors (rank, in) and (out, rank) whose product is the nearest to b @ a of that rank (Eckart & Young 1936)."""
+    (q_b, r_b), (q_a, r_a) = torch.linalg.qr(b), torch.linalg.qr(a.T)
+    u, s, v = torch.linalg.svd(r_b @ r_a.T)
+    size = s[:rank].sqrt()
+    return size[:, None] * (v[:rank] @ q_a.T), (q_b @ u[:, :rank]) * size
 
 
 def parameter_groups(model: LlavaModel, recipe: Recipe) -> list[dict[str, Any]]:
@@ -122,10 +156,12 @@ def save_trained(output: Path, model: LlavaModel, recipe: Recipe) -> None:
     tuned_before = source is not None and ((source / LLM).exists() or (source / ADAPTER).exists())
     if recipe.lora is not None:
         _save_adapter(output / ADAPTER, model, recipe.lora)
-    if tuned_before or (recipe.stage == "finetune" and recipe.lora is None):
+    if (tuned_before and _adapter_before(recipe) is None) or (recipe.stage == "finetune" and recipe.lora is None):
         write_safetensors(output / LLM, _without_lora(model.llm.state_dict()))
-    if recipe.train_vision or (source is not None and (source / VISION).exists()):
-        write_safetensors(output / VISION, model.vision.state_dict())
+    before = read_safetensors(source / VISION) if source is not None and (source / VISION).exists() else {}
+    vision = model.vision.state_dict()
+    if names := [name for name in vision if name in before or name.startswith(recipe.train_vision)]:
+        write_safetensors(output / VISION, {name: vision[name] for name in names})
     save_native(output, model.config, model.projector.state_dict())
 
 

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from llava.assistant import Assistant
 from llava.chat.messages import Image, Message
-from llava.checkpoints.files import read_safetensors
+from llava.checkpoints.adapters import read_adapter
+from llava.checkpoints.files import read_safetensors, write_safetensors
 from llava.checkpoints.native import load_native
 from llava.config import EfficientNetLiteConfig
 from llava.errors import LlavaError
@@ -122,6 +123,48 @@ def test_what_is_saved_is_what_was_trained_also_on_a_tuned_model(folder: Path, s
             for model in (run.model.eval(), load_native(chosen.output).model)
         )
     assert torch.allclose(expected, found, atol=1e-4)
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_lora_goes_on_with_the_adapter_of_the_model_that_it_starts_from(folder: Path, rank: int) -> None:
+    train(recipe(folder), Watcher())
+    tuned = train(finetune(folder, lora={"rank": 2, "alpha": 4}, output=str(folder / "tuned")), Watcher())
+    chosen = finetune(folder, model=str(tuned), lora={"rank": rank, "alpha": 5}, output=str(folder / "again"))
+    run = set_up(chosen, Watcher())
+    chosen.output.mkdir()
+    save_trained(chosen.output, run.model, chosen)
+    assert not (chosen.output / "llm.safetensors").exists()
+    before, after = (read_adapter(path / "adapter") for path in (tuned, chosen.output))
+    assert before.keys() == after.keys()
+    for name, (a, b) in before.items():
+        u, s, v = torch.linalg.svd(b @ a)
+        a_now, b_now = after[name]
+        assert len(a_now) == rank
+        assert torch.allclose(b_now @ a_now, u[:, :rank] @ s[:rank].diag() @ v[:rank], atol=1e-5)
+    train(chosen, Watcher())
+    assert any(not torch.equal(b, read_adapter(chosen.output / "adapter")[name][1]) for name, (_, b) in after.items())
+
+
+def test_an_adapter_of_another_llm_is_one_clear_error(folder: Path) -> None:
+    train(recipe(folder), Watcher())
+    tuned = train(finetune(folder, lora={"rank": 2}), Watcher())
+    file = tuned / "adapter" / "adapter_model.safetensors"
+    tensors = read_safetensors(file)
+    write_safetensors(file, {name.replace("layers.0.", "layers.7."): tensor for name, tensor in tensors.items()})
+    with pytest.raises(LlavaError, match="does not fit the model"):
+        set_up(finetune(folder, model=str(tuned), lora={"rank": 2}, output=str(folder / "again")), Watcher())
+
+
+def test_of_the_encoder_only_what_was_trained_is_saved(folder: Path) -> None:
+    output = train(recipe(folder, train_vision=("encoder.layers.1.",), cache_features=False), Watcher())
+    saved = read_safetensors(output / "vision.safetensors")
+    assert saved and all(name.startswith("encoder.layers.1.") for name in saved)
+    tower = load_native(output).model.vision.state_dict()
+    first = read_safetensors(folder / "clip.safetensors")
+    assert all(torch.equal(tower[name], saved.get(name, first[name])) for name in tower)
+    assert any(not torch.equal(saved[name], first[name]) for name in saved)
+    later = train(finetune(folder, lora={"rank": 2}), Watcher())  # what was trained before is kept
+    assert weights(later).keys() >= {f"vision.safetensors:{name}" for name in saved}
 
 
 def test_restart_leaves_nothing_of_the_run_before(folder: Path) -> None:
