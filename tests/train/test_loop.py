@@ -131,7 +131,6 @@ def test_lora_goes_on_with_the_adapter_of_the_model_that_it_starts_from(folder: 
     tuned = train(finetune(folder, lora={"rank": 2, "alpha": 4}, output=str(folder / "tuned")), Watcher())
     chosen = finetune(folder, model=str(tuned), lora={"rank": rank, "alpha": 5}, output=str(folder / "again"))
     run = set_up(chosen, Watcher())
-    chosen.output.mkdir()
     save_trained(chosen.output, run.model, chosen)
     assert not (chosen.output / "llm.safetensors").exists()
     before, after = (read_adapter(path / "adapter") for path in (tuned, chosen.output))
