@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 JEMALLOC := $(firstword $(wildcard /usr/lib/*/libjemalloc.so.2))
 MALLOC_CONF := narenas:1,oversize_threshold:0,dirty_decay_ms:30000,muzzy_decay_ms:0
 TRAIN := $(if $(JEMALLOC),LD_PRELOAD=$(JEMALLOC) MALLOC_CONF=$(MALLOC_CONF)) $(BIN)/llava train
-# And where there is a C++ compiler, stage 2 runs the LLM compiled.
+# And where there is a C++ compiler, the LLM runs compiled.
 COMPILE := $(if $(shell command -v g++),compile=true)
 
 .PHONY: chat test check lint types parts llava-smol clean
@@ -36,10 +36,10 @@ data/llava-smol: | .venv/dev
 
 # Retrain the embedded model from scratch, by both stages, and put it into the package.
 llava-smol: data/llava-smol
-	$(TRAIN) recipes/llava-smol-align.yaml
+	$(TRAIN) recipes/llava-smol-match.yaml
+	$(TRAIN) recipes/llava-smol-align.yaml $(COMPILE)
 	$(TRAIN) recipes/llava-smol-finetune.yaml $(COMPILE)
-	$(TRAIN) recipes/llava-smol-finetune-2.yaml $(COMPILE)
-	$(BIN)/python scripts/embed_model.py runs/llava-smol-finetune-2 llava/embedded/llava-smol
+	$(BIN)/python scripts/embed_model.py runs/llava-smol-finetune llava/embedded/llava-smol
 
 clean:
 	rm -rf .venv build dist *.egg-info

@@ -7,10 +7,12 @@ soon answers every short question in a word. None of them stands in smol-suite (
 import random
 from collections.abc import Sequence
 
+import torch
+
 from llava.assistant import Assistant
 from llava.chat.messages import Message
 from llava.checkpoints.native import load_base
-from llava.config import load_config
+from llava.config import Storage, load_config
 from llava.fetch import Progress, quiet
 from llava.registry import EMBEDDED
 
@@ -141,7 +143,7 @@ _FORMS: list[tuple[tuple[str, ...], Sequence[str]]] = [
     ),
 ]  # fmt: skip
 _SUMS = [(a, b) for a in range(1, 13) for b in range(1, 13) if a + b > 5]
-_BATCH, _TOKENS = 32, 48
+_BATCH, _TOKENS = 64, 48
 
 
 def prompts() -> list[str]:
@@ -158,7 +160,8 @@ def replies(rng: random.Random, number: int, progress: Progress = quiet) -> list
     if not asked:
         return []
     # The projector is untrained and without use here: no picture is shown.
-    base = Assistant(load_base(load_config(EMBEDDED["llava-smol"] / "config.json")))
+    target = Storage("float16"), torch.device("cpu")
+    base = Assistant(load_base(load_config(EMBEDDED["llava-smol"] / "config.json"), target=target))
     found: list[tuple[str, str]] = []
     for start in range(0, len(asked), _BATCH):
         progress("asking SmolLM2", start, len(asked))

@@ -1,4 +1,4 @@
-"""Features of a frozen vision encoder, kept on disk: computed once, exact, read by page as they are used."""
+"""Features of a frozen vision encoder, kept on disk: computed once, read by page as they are used."""
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +13,7 @@ from llava.chat.messages import Image
 from llava.files import atomic_path
 from llava.models.llava import LlavaModel
 from llava.processor import Processor
+from llava.train.precision import autocast
 
 _BATCH = 4  # larger ones outgrow the processor's cache and are slower
 
@@ -34,14 +35,16 @@ def build_cache(
     processor: Processor,
     sizes: Mapping[Path, tuple[int, int]],
     folder: Path,
+    precision: str,
     on_image: Callable[[int, int], None] | None = None,
 ) -> FeatureCache:
     """Open the cache of these pictures (and their sizes) for this encoder, or compute it.
 
-    Raises LlavaError for a bad picture. The file's name covers the encoder's weights, the preprocessing, and each
-    picture's path, size and date.
+    precision: what it is computed in; float32 or bfloat16. Raises LlavaError for a bad picture. The file's name covers
+    the encoder's weights, the precision, the preprocessing, and each picture's path, size and date.
     """
-    digest = hashlib.sha256(model.config.vision.model_dump_json().encode() + processor.image.model_dump_json().encode())
+    settings = model.config.vision.model_dump_json() + processor.image.model_dump_json() + precision
+    digest = hashlib.sha256(settings.encode())
     for tensor in model.vision.state_dict().values():
         digest.update(tensor.contiguous().cpu().numpy().tobytes())
     rows, views = {}, 0
@@ -61,8 +64,8 @@ def build_cache(
             for start in range(0, len(paths), _BATCH):
                 batch = paths[start : start + _BATCH]
                 pixels = processor.views([Image(path) for path in batch])
-                with torch.inference_mode():
-                    features = model.vision(pixels.to(model.device)).cpu().numpy()
+                with torch.inference_mode(), autocast(model, precision):
+                    features = model.vision(pixels.to(model.device)).float().cpu().numpy()
                 data[rows[batch[0]].start : rows[batch[-1]].stop] = features
                 if on_image:
                     on_image(start + len(batch), len(paths))

@@ -152,21 +152,22 @@ def set_up(recipe: Recipe, watcher: Watcher, precision: str | None = None) -> Ru
     imagined = ImaginedClasses(loaded.model.vision) if classes else None
     prepare(loaded.model, recipe)
     loaded.model.to(default_device())
+    if recipe.precision != "auto":
+        precision = recipe.precision
+    precision = precision or faster_precision(loaded.model.device)
     cache = None
     if recipe.cache_features and (sizes := data.image_sizes()):
         cache = build_cache(
             loaded.model,
             processor,
             sizes,
-            recipe.output / "cache",
+            recipe.cache or recipe.output / "cache",
+            precision,
             lambda n, of: watcher.preparing("encoding images", n, of),
         )
     captions = None
     if recipe.stage == "match":
         captions = Captions(loaded.model, [caption_of(data.prompt(sample).labels) for sample in data.samples])
-    if recipe.precision != "auto":
-        precision = recipe.precision
-    precision = precision or faster_precision(loaded.model.device)
     run = Run(recipe, loaded, data, cache, captions, imagined, precision)
     if recipe.stage == "match":
         mean = torch.cat([features.mean(1) for features in _sampled_features(run, watcher)]).mean(0)

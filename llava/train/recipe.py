@@ -47,24 +47,27 @@ class Recipe(Strict):
     """One stage of training.
 
     stage: `match` trains the projector, before `align`, to give pictures the mean embedding of their captions' words,
-        without running the LLM; `align` the projector alone, with the `plain` template; `finetune` the projector and
-        the LLM.
+        without running the LLM; `align` the projector, with the `plain` template, and with `lora` the LLM's LoRA too;
+        `finetune` the projector and the LLM.
     model: the output folder of an earlier stage, or the parts of a new model.
     encoder: how the vision encoder of an earlier stage is read out from here on: the same weights, for example in a
         finer grid.
-    lora: for `finetune`; without it the whole LLM is trained. It goes on with the LoRA of a model that has one.
+    lora: for `finetune`, which without it trains the whole LLM, and `align`, which without it trains none of it. It
+        goes on with the LoRA of a model that has one.
     train_vision: parts of the vision encoder that are trained too, by what their names begin with ("" is all of it).
         LLaVA 1.6 trains all of it in stage 2, `unfreeze_mm_vision_tower`. Not with `cache_features`.
     batch_size: samples a forward pass; a step takes `accumulation` of them.
     learning_rate: of the LLM, and of projector and vision encoder unless they have their own. Cosine to zero after
         linear warm-up.
-    precision: what the model is computed in, but for features that are cached. bfloat16: by autocast; weights,
-        gradients and the optimizer stay float32. It pays where the processor has units for it: GPUs, and CPUs with
-        AVX-512-BF16 or AMX.
+    precision: what the model is computed in. bfloat16: by autocast; weights, gradients and the optimizer stay float32.
+        It pays where the processor has units for it: GPUs, and CPUs with AVX-512-BF16 or AMX.
         auto: bfloat16 where a product in it is measured to be the faster one, as the run starts.
     compile: compile the LLM's blocks by torch.compile, as the first step runs: half a minute, then each step takes less
         time. It needs a C++ compiler.
-    cache_features: keep the frozen encoder's features on disk, where no augmentation changes the pictures. Exact.
+    cache_features: keep the frozen encoder's features on disk, where no augmentation changes the pictures. They are
+        what a run without it computes.
+    cache: their folder; by default `cache` in the output folder. Runs share it whose data show the same pictures, in
+        the same order, to the same encoder.
     """
 
     stage: Literal["match", "align", "finetune"]
@@ -90,12 +93,13 @@ class Recipe(Strict):
     precision: Literal["auto", "float32", "bfloat16"] = "float32"
     compile: bool = False
     cache_features: bool = True
+    cache: Path | None = None
     workers: NonNegativeInt = 0
 
     @model_validator(mode="after")
     def _consistent(self) -> "Recipe":
-        if self.stage != "finetune" and self.lora is not None:
-            raise ValueError(f"stage {self.stage} leaves the LLM as it is; remove 'lora' or choose stage finetune")
+        if self.stage == "match" and self.lora is not None:
+            raise ValueError("stage match does not run the LLM; remove 'lora' or choose stage align or finetune")
         if self.train_vision and self.cache_features:
             raise ValueError("features of an encoder that is trained cannot be cached; set cache_features to false")
         if self.encoder is not None and not isinstance(self.model, Path):

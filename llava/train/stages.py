@@ -84,11 +84,10 @@ def prepare(model: LlavaModel, recipe: Recipe) -> None:
         if not any(name.startswith(part) for name in names):
             parts = ", ".join(sorted({name.split(".")[0] for name in names}))
             raise LlavaError(f"train_vision: no part of the vision encoder begins with '{part}'; it has {parts}")
-    if recipe.stage == "finetune":
-        if recipe.lora is None:
-            model.llm.requires_grad_(True)
-        else:
-            _add_lora(model, recipe.lora, _adapter_before(recipe))
+    if recipe.lora is not None:
+        _add_lora(model, recipe.lora, _adapter_before(recipe))
+    elif recipe.stage == "finetune":
+        model.llm.requires_grad_(True)
     model.train()
     model.vision.eval()
 

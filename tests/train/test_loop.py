@@ -87,6 +87,25 @@ def test_finetune_starts_from_align_and_its_output_answers_as_trained(
         assert answers == ["red", "green", "blue", "black"]
 
 
+def test_align_trains_lora_on_request_and_finetune_goes_on_with_it(folder: Path) -> None:
+    aligned = train(recipe(folder, lora={"rank": 2, "alpha": 4}, learning_rate=0.01), Watcher())
+    before = read_adapter(aligned / "adapter")
+    assert any(bool(b.any()) for _, b in before.values()) and not (aligned / "llm.safetensors").exists()
+    tuned = train(finetune(folder, lora={"rank": 2, "alpha": 4}, learning_rate=1e-9), Watcher())
+    for name, (a, b) in read_adapter(tuned / "adapter").items():
+        assert torch.allclose(b @ a, before[name][1] @ before[name][0], atol=1e-5)
+
+
+def test_runs_may_share_their_features(folder: Path) -> None:
+    shared = folder / "features"
+    train(recipe(folder, cache=str(shared)), Watcher())
+    (file,) = shared.iterdir()
+    made = file.stat().st_mtime_ns
+    train(finetune(folder, cache=str(shared), lora={"rank": 2}), Watcher())
+    assert [path.stat().st_mtime_ns for path in shared.iterdir()] == [made]
+    assert not (folder / "out" / "cache").exists()
+
+
 def test_a_later_stage_reads_the_encoder_out_as_its_recipe_says(folder: Path) -> None:
     values = recipe_values(folder, cache_features=False, max_steps=1)
     encoder = EfficientNetLiteConfig(image_size=64, stages=(7,), grid=2)

@@ -30,12 +30,16 @@ def test_overrides_reach_nested_keys() -> None:
         ("stage=pretrain", "key 'stage'"),
         ("data.color=3", "unknown key 'data.color' \\(known here: path, images, max_dropped\\)"),
         ("encoder={type: efficientnet_lite0}", "a new model has its encoder in model.encoder"),
-        ("lora={rank: 4}", "stage align leaves the LLM as it is"),
     ],
 )
 def test_mistakes_are_named(override: str, message: str) -> None:
     with pytest.raises(LlavaError, match=message):
         load_recipe(ALIGN, [override])
+
+
+def test_stage_match_has_no_llm_to_train() -> None:
+    with pytest.raises(LlavaError, match="stage match does not run the LLM"):
+        load_recipe(ALIGN, ["stage=match", "lora={rank: 4}"])
 
 
 @pytest.mark.parametrize("text", ["a: [", "- 1", "just text", ""])
