@@ -3,11 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-# Where Debian's libjemalloc2 is installed, training takes its memory from there (docs/training.md, "Memory on a CPU").
-JEMALLOC := $(firstword $(wildcard /usr/lib/*/libjemalloc.so.2))
-MALLOC_CONF := narenas:1,oversize_threshold:0,dirty_decay_ms:30000,muzzy_decay_ms:0
-TRAIN := $(if $(JEMALLOC),LD_PRELOAD=$(JEMALLOC) MALLOC_CONF=$(MALLOC_CONF)) $(BIN)/llava train
-# And where there is a C++ compiler, the LLM runs compiled.
+# Where there is a C++ compiler, training compiles the LLM.
 COMPILE := $(if $(shell command -v g++),compile=true)
 
 .PHONY: chat test check lint types parts llava-smol clean
@@ -36,10 +32,10 @@ data/llava-smol: | .venv/dev
 
 # Retrain the embedded model from scratch, by both stages, and put it into the package.
 llava-smol: data/llava-smol
-	$(TRAIN) recipes/llava-smol-match.yaml
-	$(TRAIN) recipes/llava-smol-align.yaml $(COMPILE)
-	$(TRAIN) recipes/llava-smol-finetune.yaml $(COMPILE)
-	$(BIN)/python scripts/embed_model.py runs/llava-smol-finetune llava/embedded/llava-smol
+	$(BIN)/llava train recipes/llava-smol-align.yaml
+	$(BIN)/llava train recipes/llava-smol-finetune.yaml $(COMPILE)
+	$(BIN)/llava train recipes/llava-smol-finetune-2.yaml $(COMPILE)
+	$(BIN)/python scripts/embed_model.py runs/llava-smol-finetune-2 llava/embedded/llava-smol
 
 clean:
 	rm -rf .venv build dist *.egg-info

@@ -106,11 +106,11 @@ def run(
             where,
             lambda done, total, right: progress.items("answering", done, total, f"{right / done:.1%} right"),
         )
-    table = runner.scores(answers)
-    runner.write_summary(where, settings, table)
+    table, ratio = runner.scores(answers), runner.yes_ratio(answers) if benchmark == "smol-suite" else None
+    runner.write_summary(where, settings, table, ratio)
     _show(f"{benchmark}, {model}" + (", shuffled images" if shuffle_images else ""), table)
     if benchmark == "smol-suite":
-        if (ratio := runner.yes_ratio(answers)) is not None:
+        if ratio is not None:
             typer.echo(f"yes/no: {ratio:.1%} answered yes")
         runner.write_page(where / runner.PAGE, answers, {index: one.image for index, one in chosen})
         typer.echo(f"{where / runner.PAGE}")

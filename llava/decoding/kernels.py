@@ -118,7 +118,7 @@ def _multiplier(kind: int) -> Any:
         linear: Any, x: Any, scales: Any, rows: Any, y: Any, width: Any, first: Any, last: Any, add: Any, found: Any
     ) -> None:
         inputs = linear[layout.INPUTS]
-        sums = array(found, types.float32)
+        sums, bias = array(found, types.float32), linear[layout.BIAS]
         output = first
         while output < last:
             block = _BLOCK if output + _BLOCK <= last else 1
@@ -137,16 +137,16 @@ def _multiplier(kind: int) -> Any:
                     two_rows(weights, stride, source, apart, inputs, found)
                 else:
                     one_row(weights, stride, source, apart, inputs, found)
-                for index in range(together * block):
-                    i = output + index % block
-                    value = sums[index]
-                    if kind in (INT8, INT8_BYTES):
-                        scale = array(scales, types.float32)[row + index // block]
-                        value = value * array(linear[layout.SCALES], types.float32)[i] * scale
-                    if linear[layout.BIAS] != 0:
-                        value += array(linear[layout.BIAS], types.float32)[i]
-                    place = (row + index // block) * width + i
-                    y[place] = y[place] + value if add else value
+                for other in range(together):
+                    place = (row + other) * width + output
+                    for index in range(block):
+                        value = sums[other * block + index]
+                        if kind in (INT8, INT8_BYTES):
+                            scale = array(scales, types.float32)[row + other]
+                            value = value * array(linear[layout.SCALES], types.float32)[output + index] * scale
+                        if bias != 0:
+                            value += array(bias, types.float32)[output + index]
+                        y[place + index] = y[place + index] + value if add else value
                 row += together
             output += block
 

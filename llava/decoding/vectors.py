@@ -151,19 +151,35 @@ def _called(builder: Any, name: str, result: Any, *arguments: Any) -> Any:
 
 
 def _store_sums(builder: Any, vectors: Any, address: Any) -> None:
-    """Store the sums of some vectors' lanes, in float32, one after the other."""
-    for index, vector in enumerate(vectors):
-        exact = vector.type.element == _I32
-        while vector.type.count > 1:
-            half = vector.type.count // 2
-            indices = ir.VectorType(_I32, half)
-            low, high = (
-                builder.shuffle_vector(vector, vector, ir.Constant(indices, list(range(start, start + half))))
-                for start in (0, half)
-            )
-            vector = builder.add(low, high) if exact else builder.fadd(low, high)
-        found = builder.extract_element(vector, ir.Constant(_I32, 0))
-        if exact:
-            found = builder.sitofp(found, _F32)
-        place = builder.inttoptr(_plus(builder, address, 4 * index), _F32.as_pointer())
-        builder.store(found, place)
+    """Store the sums of some vectors' lanes, in float32, one after the other. Their number is a power of two.
+
+    Neighbours are added, then neighbouring sums, always: so a sum does not depend on how many vectors there are. Two
+    vectors become one of their neighbours' sums, until one is left; then it becomes half as long.
+    """
+    most = vectors[0].type.count
+    for start in range(0, len(vectors), most):
+        group = vectors[start : start + most]
+        number = len(group)
+        while len(group) > 1:
+            group = [_neighbours(builder, *pair) for pair in zip(group[::2], group[1::2], strict=True)]
+        (vector,) = group
+        while vector.type.count > number:
+            vector = _neighbours(builder, vector)
+        if vector.type.element == _I32:
+            vector = builder.sitofp(vector, ir.VectorType(_F32, number))
+        place = builder.inttoptr(_plus(builder, address, 4 * start), vector.type.as_pointer())
+        builder.store(vector, place, align=4)
+
+
+def _neighbours(builder: Any, one: Any, other: Any = None) -> Any:
+    """The sums of neighbouring lanes of a vector, then those of another where there is one."""
+    lanes = one.type.count if other is None else 2 * one.type.count
+    even, odd = (
+        builder.shuffle_vector(
+            one,
+            one if other is None else other,
+            ir.Constant(ir.VectorType(_I32, lanes // 2), list(range(start, lanes, 2))),
+        )
+        for start in (0, 1)
+    )
+    return builder.add(even, odd) if one.type.element == _I32 else builder.fadd(even, odd)

@@ -139,8 +139,10 @@ def write_page(path: Path, answers: Sequence[Answer], images: Mapping[int, Path 
     )
 
 
-def write_summary(output: Path, settings: dict[str, Any], table: dict[str, Score]) -> None:
-    """Write `summary.json`."""
+def write_summary(
+    output: Path, settings: dict[str, Any], table: dict[str, Score], said_yes: float | None = None
+) -> None:
+    """Write `summary.json`. said_yes: `yes_ratio`, where there is one."""
     results = {
         kind: {
             "accuracy": s.accuracy,
@@ -151,7 +153,8 @@ def write_summary(output: Path, settings: dict[str, Any], table: dict[str, Score
         }
         for kind, s in table.items()
     }
-    write_text(output / SUMMARY, json.dumps({**settings, "results": results}, indent=1) + "\n")
+    ratio = {} if said_yes is None else {"yes_ratio": said_yes}
+    write_text(output / SUMMARY, json.dumps({**settings, "results": results, **ratio}, indent=1) + "\n")
 
 
 def _batches(questions: Sequence[tuple[int, Question]]) -> Iterator[list[tuple[int, Question]]]:

@@ -15,6 +15,7 @@ from llava.models.llava import LlavaModel
 from llava.processor import Processor
 from llava.train.precision import autocast
 
+_VERSION = 1  # of what encoders and preprocessing compute: to be raised where their code changes that
 _BATCH = 4  # larger ones outgrow the processor's cache and are slower
 
 
@@ -43,7 +44,7 @@ def build_cache(
     precision: what it is computed in; float32 or bfloat16. Raises LlavaError for a bad picture. The file's name covers
     the encoder's weights, the precision, the preprocessing, and each picture's path, size and date.
     """
-    settings = model.config.vision.model_dump_json() + processor.image.model_dump_json() + precision
+    settings = f"{_VERSION} {precision} {model.config.vision.model_dump_json()} {processor.image.model_dump_json()}"
     digest = hashlib.sha256(settings.encode())
     for tensor in model.vision.state_dict().values():
         digest.update(tensor.contiguous().cpu().numpy().tobytes())

@@ -102,6 +102,8 @@ class Recipe(Strict):
             raise ValueError("stage match does not run the LLM; remove 'lora' or choose stage align or finetune")
         if self.train_vision and self.cache_features:
             raise ValueError("features of an encoder that is trained cannot be cached; set cache_features to false")
+        if self.cache is not None and not self.cache_features:
+            raise ValueError("no features are kept without cache_features; remove 'cache'")
         if self.encoder is not None and not isinstance(self.model, Path):
             raise ValueError("a new model has its encoder in model.encoder; remove 'encoder'")
         return self

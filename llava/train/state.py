@@ -19,6 +19,7 @@ from llava.checkpoints.native import ADAPTER, CONFIG, LLM, PROJECTOR, VISION
 from llava.errors import LlavaError
 from llava.files import atomic_folder, write_text
 
+_FREE = ("cache", "workers")  # keys of a recipe that leave what is computed as it is
 _KEEP = 2
 FINISHED = "run.json"  # in the output folder of a run that came to its end
 
@@ -67,7 +68,7 @@ def load_checkpoint(output: Path, model: nn.Module, optimizer: torch.optim.Optim
         state = torch.load(folder / "optimizer.pt", weights_only=True, map_location="cpu")
     except DAMAGED as error:
         raise LlavaError(f"{folder}: damaged checkpoint ({error}); delete it to go on from the one before") from None
-    changed = [key for key in progress.recipe if progress.recipe[key] != saved.recipe.get(key)]
+    changed = [key for key in progress.recipe if key not in _FREE and progress.recipe[key] != saved.recipe.get(key)]
     if changed:
         raise LlavaError(
             f"{output}: holds a run with another recipe (changed: {', '.join(changed)}); "

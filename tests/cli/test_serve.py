@@ -33,9 +33,10 @@ def test_keys_from_making_to_revoking() -> None:
 
 
 def test_mistakes_are_told_before_a_model_is_loaded() -> None:
-    assert "without keys the server listens on this machine only" in mistake("serve", "--host", "0.0.0.0")
-    assert "two models are named a" in mistake("serve", "a=llava-smol", "a=other")
-    assert "unknown model 'nope'" in mistake("serve", "nope")
+    serve = ("serve", "--port", "0")  # the default may be in use, by another test
+    assert "without keys the server listens on this machine only" in mistake(*serve, "--host", "0.0.0.0")
+    assert "two models are named a" in mistake(*serve, "a=llava-smol", "a=other")
+    assert "unknown model 'nope'" in mistake(*serve, "nope")
 
 
 def test_a_server_with_keys_ends_whole_on_sigterm() -> None:

@@ -89,8 +89,9 @@ def test_scores_count_by_kind(tmp_path: Path) -> None:
     table = scores([answer("shape", True), answer("shape", False), answer("colour", True)])
     assert table == {"colour": Score(1, 1), "shape": Score(1, 2), "all": Score(2, 3)}
     assert table["shape"].accuracy == 0.5 and table["shape"].error == pytest.approx(0.5 / 2**0.5)
-    write_summary(tmp_path, SETTINGS, table)
-    assert json.loads((tmp_path / "summary.json").read_text())["results"]["all"]["correct"] == 2
+    write_summary(tmp_path, SETTINGS, table, said_yes=0.4)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["results"]["all"]["correct"] == 2 and summary["yes_ratio"] == 0.4
 
 
 def test_easy_vqas_test_split_is_whole() -> None:

@@ -29,6 +29,7 @@ def test_overrides_reach_nested_keys() -> None:
         ("stage.x=3", "'stage' holds no keys"),
         ("stage=pretrain", "key 'stage'"),
         ("data.color=3", "unknown key 'data.color' \\(known here: path, images, max_dropped\\)"),
+        ("cache=x", "no features are kept without cache_features"),
         ("encoder={type: efficientnet_lite0}", "a new model has its encoder in model.encoder"),
     ],
 )
