@@ -29,7 +29,6 @@ def test_overrides_reach_nested_keys() -> None:
         ("stage.x=3", "'stage' holds no keys"),
         ("stage=pretrain", "key 'stage'"),
         ("data.color=3", "unknown key 'data.color' \\(known here: path, images, max_dropped\\)"),
-        ("cache=x", "no features are kept without cache_features"),
         ("encoder={type: efficientnet_lite0}", "a new model has its encoder in model.encoder"),
     ],
 )
@@ -38,9 +37,16 @@ def test_mistakes_are_named(override: str, message: str) -> None:
         load_recipe(ALIGN, [override])
 
 
-def test_stage_match_has_no_llm_to_train() -> None:
-    with pytest.raises(LlavaError, match="stage match does not run the LLM"):
-        load_recipe(ALIGN, ["stage=match", "lora={rank: 4}"])
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["stage=match", "lora={rank: 4}"], "stage match does not run the LLM"),
+        (["cache=x", "cache_features=false"], "no features are kept without cache_features"),
+    ],
+)
+def test_keys_that_contradict_each_other_are_refused(overrides: list[str], message: str) -> None:
+    with pytest.raises(LlavaError, match=message):
+        load_recipe(ALIGN, overrides)
 
 
 @pytest.mark.parametrize("text", ["a: [", "- 1", "just text", ""])
