@@ -106,7 +106,7 @@ def run(
             where,
             lambda done, total, right: progress.items("answering", done, total, f"{right / done:.1%} right"),
         )
-    table, ratio = runner.scores(answers), runner.yes_ratio(answers) if benchmark == "smol-suite" else None
+    table, ratio = runner.scores(answers), runner.yes_ratio(answers)
     runner.write_summary(where, settings, table, ratio)
     _show(f"{benchmark}, {model}" + (", shuffled images" if shuffle_images else ""), table)
     if benchmark == "smol-suite":

@@ -67,7 +67,7 @@ class Recipe(Strict):
     cache_features: keep the frozen encoder's features on disk, where no augmentation changes the pictures. They are
         what a run without it computes.
     cache: their folder; by default `cache` in the output folder. Runs share it whose data show the same pictures, in
-        the same order, to the same encoder.
+        the same order, to the same encoder in the same precision.
     """
 
     stage: Literal["match", "align", "finetune"]

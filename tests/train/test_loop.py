@@ -298,6 +298,8 @@ def test_cached_features_are_what_a_run_without_them_computes(folder: Path) -> N
         indices = list(range(len(cached.data.samples)))
         ours, theirs = (run.features(run.batch(indices)) for run in (cached, plain))
         assert float((ours - theirs).norm() / theirs.norm()) < tolerance
+        losses = [run.loss_sum(run.batch(indices)) for run in (cached, plain)]
+        assert torch.allclose(losses[0], losses[1], rtol=tolerance)
         computed[precision] = ours
     assert not torch.equal(computed["float32"], computed["bfloat16"])
 
