@@ -32,10 +32,10 @@ data/llava-smol: | .venv/dev
 
 # Retrain the embedded model from scratch, by both stages, and put it into the package.
 llava-smol: data/llava-smol
-	$(BIN)/llava train recipes/llava-smol-align.yaml
+	$(BIN)/llava train recipes/llava-smol-match.yaml
+	$(BIN)/llava train recipes/llava-smol-align.yaml $(COMPILE)
 	$(BIN)/llava train recipes/llava-smol-finetune.yaml $(COMPILE)
-	$(BIN)/llava train recipes/llava-smol-finetune-2.yaml $(COMPILE)
-	$(BIN)/python scripts/embed_model.py runs/llava-smol-finetune-2 llava/embedded/llava-smol
+	$(BIN)/python scripts/embed_model.py runs/llava-smol-finetune llava/embedded/llava-smol
 
 clean:
 	rm -rf .venv build dist *.egg-info

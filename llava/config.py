@@ -117,9 +117,14 @@ class SiglipVisionConfig(Strict):
     feature_layer: int = -2
 
 
+_Cells = Annotated[int, Field(ge=1)]
+
+
 class EfficientNetLiteConfig(Strict):
     """EfficientNet-Lite0, read out as a grid of the outputs of several of its seven stages.
 
+    grid: n for n x n tokens, each the mean of the features of its cell; or several, whose tokens stand in that order
+    (spatial pyramid pooling: He et al. 2014).
     normalize: bring each channel to mean 0 and deviation 3 on ImageNet, as the batch norms tell.
     places: and x and y of each cell, in -1..1.
     classes: then 8 times the roots of the probabilities of ImageNet's 1,000 classes, alike in all cells.
@@ -128,7 +133,7 @@ class EfficientNetLiteConfig(Strict):
     type: Literal["efficientnet_lite0"] = "efficientnet_lite0"
     image_size: int = 224
     stages: Annotated[tuple[Annotated[int, Field(ge=1, le=7)], ...], Field(min_length=1)] = (3, 5, 7)
-    grid: Annotated[int, Field(ge=1)] = 4  # features are average-pooled to grid x grid tokens
+    grid: _Cells | Annotated[tuple[_Cells, ...], Field(min_length=1)] = 4
     normalize: bool = False
     places: bool = False
     classes: bool = False

@@ -58,17 +58,21 @@ def matching_loss(
     """Cross-entropy, summed over the rows, of each row's own caption among the rows' and others.
 
     features: the encoder's (views, T, Dv), of one picture of one view a row. Where the data set has more captions than
-    MOST_CAPTIONS, a random choice of them stands for the rest. precision: of the projector; float32 or bfloat16.
+    MOST_CAPTIONS, a random choice of them stands for the rest. precision: of the projector and the comparison;
+    float32 or bfloat16.
     """
-    places = torch.tensor([captions.place[caption] for caption in own])
-    others = torch.randperm(len(captions.place))[:MOST_CAPTIONS]
-    choices, order = torch.unique(torch.cat([places, others]), return_inverse=True)
-    texts, targets = captions.texts[:, choices.to(features.device)], order[: len(places)].to(features.device)
+    targets, texts = torch.tensor([captions.place[caption] for caption in own]), captions.texts
+    if len(captions.place) > MOST_CAPTIONS:
+        others = torch.randperm(len(captions.place))[:MOST_CAPTIONS]
+        choices, order = torch.unique(torch.cat([targets, others]), return_inverse=True)
+        targets, texts = order[: len(targets)], texts[:, choices.to(features.device)]
     with autocast(model, precision):
         tokens = model.projector(features)  # (B, T, D)
     pictures = F.normalize(tokens.float().mean(1) @ captions.spaces, dim=-1)  # (2, B, D)
-    scores = pictures @ texts.transpose(1, 2) / TEMPERATURE  # (2, B, C)
-    return F.cross_entropy(scores.flatten(0, 1), targets.repeat(2), reduction="sum") / 2
+    with autocast(model, precision):
+        scores = pictures @ texts.transpose(1, 2)  # (2, B, C)
+    scores = scores.float().flatten(0, 1) / TEMPERATURE
+    return F.cross_entropy(scores, targets.to(features.device).repeat(2), reduction="sum") / 2
 
 
 @torch.no_grad()

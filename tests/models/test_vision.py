@@ -31,8 +31,14 @@ SMALL_SIGLIP = SiglipVisionConfig(
 
 @pytest.mark.parametrize(
     "config",
-    [SMALL_CLIP, SMALL_SIGLIP, EfficientNetLiteConfig(), EfficientNetLiteConfig(image_size=96, stages=(1, 7), grid=2)],
-    ids=["clip_vit", "siglip_vit", "efficientnet_lite0", "efficientnet_lite0-2x2"],
+    [
+        SMALL_CLIP,
+        SMALL_SIGLIP,
+        EfficientNetLiteConfig(),
+        EfficientNetLiteConfig(image_size=96, stages=(1, 7), grid=2),
+        EfficientNetLiteConfig(image_size=96, stages=(7,), grid=(3, 1)),
+    ],
+    ids=["clip_vit", "siglip_vit", "efficientnet_lite0", "efficientnet_lite0-2x2", "efficientnet_lite0-3x3-1x1"],
 )
 @torch.inference_mode()
 def test_every_encoder_produces_what_it_announces(config: VisionConfig) -> None:
@@ -162,6 +168,20 @@ def test_the_classifier_takes_a_tiger_for_the_class_that_wordnet_calls_so() -> N
 
 
 @torch.inference_mode()
+def test_several_grids_stand_one_after_the_other() -> None:
+    torch.manual_seed(0)
+    settings = {"image_size": 64, "stages": (3, 7), "places": True, "classes": True}
+    both = EfficientNetLite(EfficientNetLiteConfig(**settings, grid=(3, 2))).eval()
+    pixels = torch.randn(2, 3, 64, 64)
+    parts = []
+    for grid in (3, 2):
+        alone = EfficientNetLite(EfficientNetLiteConfig(**settings, grid=grid)).eval()
+        alone.load_state_dict(both.state_dict())
+        parts.append(alone(pixels))
+    assert both.num_tokens == 13
+    assert torch.equal(both(pixels), torch.cat(parts, dim=1))
+
+
 def test_efficientnet_ignores_the_training_mode() -> None:
     encoder = EfficientNetLite(EfficientNetLiteConfig(image_size=64, grid=2))
     pixels = torch.randn(2, 3, 64, 64)

@@ -71,7 +71,7 @@ class _Block(nn.Module):
 
 
 class EfficientNetLite(nn.Module):
-    """Pixels (N, 3, size, size) to features (N, grid * grid, D).
+    """Pixels (N, 3, size, size) to features (N, T, D), T the sum of the squares of the grids.
 
     D: the stages' channels, then x and y of the cell (`places`), then the classes (`classes`), which all cells share.
     """
@@ -79,7 +79,8 @@ class EfficientNetLite(nn.Module):
     def __init__(self, config: EfficientNetLiteConfig) -> None:
         super().__init__()
         self.config = config
-        self.num_tokens = config.grid**2
+        self.grids = (config.grid,) if isinstance(config.grid, int) else config.grid
+        self.num_tokens = sum(grid**2 for grid in self.grids)
         self.feature_size = sum(_STAGES[stage - 1][4] for stage in config.stages)
         self.feature_size += CLASSES * config.classes + 2 * config.places
         self.stem = _Conv(3, _STEM, kernel=3, stride=2)
@@ -101,14 +102,20 @@ class EfficientNetLite(nn.Module):
         self.classifier = nn.Linear(_HEAD, CLASSES) if config.classes else None
 
     def forward(self, pixels: Tensor) -> Tensor:
-        maps, grid = self.stage_maps(pixels), self.config.grid
-        parts = [F.adaptive_avg_pool2d(self._normalized(maps[stage - 1], stage), grid) for stage in self.config.stages]
+        maps = self.stage_maps(pixels)
+        chosen = [self._normalized(maps[stage - 1], stage) for stage in self.config.stages]
+        classes = class_features(self.class_logits(maps[-1])) if self.config.classes else None
+        return torch.cat([self._cells(chosen, classes, grid) for grid in self.grids], dim=1)
+
+    def _cells(self, maps: list[Tensor], classes: Tensor | None, grid: int) -> Tensor:
+        """Stages' outputs (N, C, H, W) and the picture's classes (N, 1000) as (N, grid * grid, D)."""
+        parts = [F.adaptive_avg_pool2d(x, grid) for x in maps]
+        N = len(maps[0])
         if self.config.places:
-            line = torch.linspace(-1, 1, grid, dtype=pixels.dtype, device=pixels.device)
+            line = torch.linspace(-1, 1, grid, dtype=maps[0].dtype, device=maps[0].device)
             place = torch.stack(torch.meshgrid(line, line, indexing="xy"))  # (2, grid, grid): x, y
-            parts.append(place.expand(len(pixels), 2, grid, grid))
-        if self.config.classes:
-            classes = class_features(self.class_logits(maps[-1]))
+            parts.append(place.expand(N, 2, grid, grid))
+        if classes is not None:
             parts.append(classes[:, :, None, None].expand(-1, -1, grid, grid))
         return torch.cat(parts, dim=1).flatten(2).transpose(1, 2)
 
