@@ -85,6 +85,7 @@ def run(
             "benchmark": benchmark,
             "model": model,
             "fingerprint": runner.fingerprint(folder),
+            "questions": question.digest(questions),
             "limit": limit,
             "shuffle_images": shuffle_images,
             "base": base,

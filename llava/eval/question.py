@@ -1,7 +1,9 @@
 """A benchmark's question, what counts as its answer, and the choice of questions and of pictures to go with them."""
 
+import hashlib
 import random
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -55,8 +57,24 @@ def choose(questions: list[Question], limit: int | None, seed: int = 0) -> list[
 
 
 def shuffle_images(questions: list[Question], seed: int = 0) -> list[Question]:
-    """Show each question another picture: all of one picture's get the same one, and no picture stays."""
-    images = list(by_image(questions))
-    random.Random(seed).shuffle(images)
-    other = dict(zip(images, images[1:] + images[:1], strict=True))
+    """Show each question another picture of its kind: all of one picture's get the same one, and no picture stays.
+
+    A picture is of the kind of its first question; one that is alone in its kind is exchanged with those of another.
+    """
+    kinds: dict[str, list[Path]] = {}
+    for image, asked in by_image(questions).items():
+        kinds.setdefault(asked[0].kind, []).append(image)
+    groups = [images for images in kinds.values() if len(images) > 1]
+    if alone := [images[0] for images in kinds.values() if len(images) == 1]:
+        groups = [[*alone, *(groups[0] if groups else [])], *groups[1:]]
+    other: dict[Path, Path] = {}
+    for images in groups:
+        random.Random(seed).shuffle(images)
+        other |= zip(images, images[1:] + images[:1], strict=True)
     return [replace(question, image=other[question.image]) if question.image else question for question in questions]
+
+
+def digest(questions: Sequence[Question]) -> str:
+    """A hash of what is asked, about which pictures (by name), and what is right."""
+    told = [(one.text, one.answer, one.accepted, one.kind, one.free, one.image and one.image.name) for one in questions]
+    return hashlib.sha256(repr(told).encode()).hexdigest()

@@ -14,7 +14,7 @@ from typing import Any
 from llava.assistant import Assistant
 from llava.errors import LlavaError
 from llava.eval.question import Question
-from llava.files import os_errors, write_text
+from llava.files import os_errors, sha256, write_text
 
 ANSWERS, SETTINGS, SUMMARY, PAGE = "answers.jsonl", "settings.json", "summary.json", "answers.html"
 _MAX_NEW_TOKENS = 24
@@ -62,7 +62,7 @@ def fingerprint(folder: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
         if path.suffix in (".json", ".safetensors") and path.is_file():
-            digest.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
+            digest.update(f"{path.relative_to(folder).as_posix()} {sha256(path)}\n".encode())
     return digest.hexdigest()
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from llava.chat.messages import Image, Message
 from llava.checkpoints.native import Loaded
 from llava.errors import LlavaError
 from llava.eval.benchmarks.easy_vqa import KINDS, load_questions
-from llava.eval.question import Question, choose, shuffle_images
+from llava.eval.question import Question, choose, digest, shuffle_images
 from llava.eval.runner import ANSWERS, Answer, Score, evaluate, scores, write_summary
 
 SETTINGS = {"model": "tiny"}
@@ -112,6 +113,26 @@ def test_shuffled_questions_have_another_image() -> None:
     shuffled = shuffle_images(questions)
     assert all(a.image != b.image and a.text == b.text for a, b in zip(questions, shuffled, strict=True))
     assert {question.image for question in shuffled} == {question.image for question in questions}
+
+
+def test_shuffling_stays_within_a_kind_where_it_can() -> None:
+    kinds = {"naming": ["a", "b", "c"], "counting": ["d", "e"], "position": ["f"]}
+    questions = [Question("?", "!", kind, Path(name)) for kind, names in kinds.items() for name in names * 2]
+    shuffled = shuffle_images(questions)
+    for before, after in zip(questions, shuffled, strict=True):
+        assert before.image is not None and after.image is not None and before.image != after.image
+        if before.kind == "counting":
+            assert after.image.name in kinds["counting"]
+    assert {one.image for one in shuffled} == {one.image for one in questions}
+    assert len({(a.image, b.image) for a, b in zip(questions, shuffled, strict=True)}) == 6
+
+
+def test_questions_have_a_digest_of_their_own() -> None:
+    one = Question("?", "yes", "a", Path("x/y.png"))
+    same = digest([replace(one, image=Path("z/y.png"))])
+    assert digest([one]) == same
+    others = [replace(one, answer="no"), replace(one, accepted=("no",)), replace(one, image=Path("x/z.png"))]
+    assert len({same, *(digest([other]) for other in others), digest([one, one])}) == 5
 
 
 @pytest.mark.parametrize(
