@@ -62,7 +62,8 @@ class BackgroundEngine:
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._readers: list[_Reader] = []
         self._outbox: dict[asyncio.AbstractEventLoop, list[tuple[_Reader, tuple[int, Delta] | None]]] = {}
-        self._closed = False
+        self._closed, self._stopped = False, False  # from outside, and in the thread
+        self._lock = threading.Lock()  # of putting something behind what ends the thread
         self._load = _load(engine.scheduler)
         self._thread = threading.Thread(target=self._run, name="llava-engine", daemon=True)
         self._thread.start()
@@ -78,10 +79,11 @@ class BackgroundEngine:
         Leaving the iteration, also by cancelling the task, ends the requests. Raises LlavaError when one of them
         cannot run, EngineError where the engine is at fault.
         """
-        if self._closed:
-            raise EngineError("the engine was closed")
         reader = _Reader(asyncio.get_running_loop(), asyncio.Queue())
-        self._inbox.put(lambda: self._submit(reader, requests))
+        with self._lock:
+            if self._closed:
+                raise EngineError("the engine was closed")
+            self._inbox.put(lambda: self._submit(reader, requests))
         try:
             while (item := await reader.deltas.get()) is not None:
                 yield item
@@ -92,11 +94,13 @@ class BackgroundEngine:
 
     def close(self) -> None:
         """End all requests and the thread."""
-        self._inbox.put(self._stop)
+        with self._lock:
+            self._closed = True
+            self._inbox.put(self._stop)
         self._thread.join()
 
     def _run(self) -> None:
-        while not self._closed:
+        while not self._stopped:
             if not self._engine.busy:
                 self._inbox.get()()  # sleeps until there is work
             while not self._inbox.empty():
@@ -160,7 +164,7 @@ class BackgroundEngine:
             reader.error = EngineError(f"the engine failed: {error}")
 
     def _stop(self) -> None:
-        self._closed = True
+        self._stopped = True
         for reader in list(self._readers):
             reader.error = EngineError("the engine was closed")
             self._deliver(reader)

@@ -18,14 +18,14 @@ from llava.engine.grammar import Grammars
 from llava.engine.lookup import Lookup
 from llava.engine.prefixes import BLOCK
 from llava.engine.request import Finish, Generation, Request, RequestImage, Scored
-from llava.engine.sampling import Sampling, choose
+from llava.engine.sampling import Held, Sampling, choose
 from llava.engine.scheduler import Limits, Scheduler
 from llava.engine.text import TextStream
 from llava.engine.variants import Span, Variants
 from llava.errors import EngineError, LlavaError
 from llava.memory import available_memory
 from llava.models.cache import CacheBatch, KVCache
-from llava.models.llava import LlavaModel
+from llava.models.llava import IMAGE_TOKEN, LlavaModel
 from llava.tokenizer import Tokenizer
 
 Plan = list[tuple[Generation, int]]  # requests, and how many tokens of each
@@ -61,13 +61,15 @@ class Engine:
             limits = Limits(blocks=max(1, budget // (slot * BLOCK)))
         self.scheduler = Scheduler(config, model.device, model.dtype, limits)
         self._images: OrderedDict[str, Tensor] = OrderedDict()
+        self._image_bytes = 0  # that they take
         on_cpu = model.device.type == "cpu"
         self._covered = covers(model)
         self._compiled: Step | None = None  # while it is being built, PyTorch runs all steps
         self._views = max(1, _PIXELS // model.config.image.size**2) if on_cpu else _VIEWS
 
     def submit(self, request: Request, sampling: Sampling) -> Generation:
-        """Queue a request. Raises LlavaError for a prompt longer than the model's context, or a wrong grammar."""
+        """Queue a request. Raises LlavaError for a prompt that cannot run, or a wrong grammar."""
+        _check(request, self._model.config.llm.vocab_size)
         longest, length = self._model.config.llm.max_positions, len(request.ids)
         if length > longest:
             raise LlavaError(
@@ -81,6 +83,8 @@ class Engine:
         generation.usage = replace(generation.usage, prompt_tokens=length)
         if sampling.grammar is not None:
             generation.constraint = self._grammars.start(sampling.grammar, request.stop_ids)
+        if sampling.penalises:
+            generation.held = Held(request.ids, self._model.config.llm.vocab_size, self._model.device)
         self.scheduler.waiting.append(generation)
         return generation
 
@@ -98,28 +102,9 @@ class Engine:
     def step(self) -> None:
         """Run some tokens of the requests that are there. What fails ends the requests that it concerns, only."""
         self._guess()
-        parts = self._parts(self._encode(self.scheduler.schedule()))
-        plan = [pair for part in parts for pair in part]
-        if not plan:
-            return
-        starts = [one.filled for one, _ in plan]
-        try:
-            logits = torch.cat([self._run(part) for part in parts])
-        except Exception as error:  # noqa: BLE001  out of memory, say; what the caches hold now is not known
-            for one, _ in plan:
-                self.scheduler.finish(one, "error", EngineError(f"the model could not run: {error}"))
-            return
-        greedy, row = logits.argmax(-1).tolist(), 0
-        for (one, tokens), start in zip(plan, starts, strict=True):
-            if start + tokens >= one.length:
-                rows = 1 + len(one.guess)
-                try:
-                    self._extend(one, logits[row : row + rows], greedy[row : row + rows])
-                except LlavaError as error:
-                    self.scheduler.finish(one, "error", error)
-                except Exception as error:  # noqa: BLE001  no request may end another
-                    self.scheduler.finish(one, "error", EngineError(f"no token could be chosen: {error}"))
-                row += rows
+        for part in self._parts(self._encode(self.scheduler.schedule())):
+            for plan, logits in self._run_apart(part):
+                self._choose(plan, logits)
 
     def stream(self, request: Request, sampling: Sampling) -> Iterator[int]:
         """Generate one token after another, up to a stop id (not included), max_new_tokens or the end of the context.
@@ -173,6 +158,34 @@ class Engine:
         prompts = [pair for pair in plan if pair[0].length - pair[0].filled > 1]
         parts = [answers[start : start + step.most_rows] for start in range(0, len(answers), step.most_rows)]
         return [*parts, prompts] if prompts else parts
+
+    def _run_apart(self, plan: Plan) -> list[tuple[Plan, Tensor]]:
+        """Run a plan together, and where that fails each request alone: it ends those only that fail by themselves."""
+        starts = [one.filled for one, _ in plan]
+        try:
+            return [(plan, self._run(plan))] if plan else []
+        except Exception as error:  # noqa: BLE001  out of memory, say
+            if len(plan) == 1:
+                self.scheduler.finish(plan[0][0], "error", EngineError(f"the model could not run: {error}"))
+                return []
+        for (one, _), start in zip(plan, starts, strict=True):
+            assert one.cache is not None
+            one.cache.length = start  # as if nothing had run
+        return [run for pair in plan for run in self._run_apart([pair])]
+
+    def _choose(self, plan: Plan, logits: Tensor) -> None:
+        """The next token of each request of a plan all of whose tokens have run, for what `_run` gave."""
+        greedy, row = logits.argmax(-1).tolist(), 0
+        for one, _ in plan:
+            if one.filled >= one.length:
+                rows = 1 + len(one.guess)
+                try:
+                    self._extend(one, logits[row : row + rows], greedy[row : row + rows])
+                except LlavaError as error:
+                    self.scheduler.finish(one, "error", error)
+                except Exception as error:  # noqa: BLE001  no request may end another
+                    self.scheduler.finish(one, "error", EngineError(f"no token could be chosen: {error}"))
+                row += rows
 
     def _run(self, plan: Plan) -> Tensor:
         """Run the planned tokens. Scores (B, V) after the last token of each request whose tokens have all run.
@@ -245,7 +258,7 @@ class Engine:
         sampling, output, token = one.sampling, one.output, likeliest
         if not sampling.plainly_greedy:
             allowed = one.constraint.allowed() if one.constraint else None
-            token = choose(logits, sampling, one.source, one.request.ids, output, allowed)
+            token = choose(logits, sampling, one.source, one.held, allowed)
         if token in one.request.stop_ids:
             self._finish(one, "stop")
             return
@@ -258,6 +271,8 @@ class Engine:
         one.usage = replace(one.usage, answer_tokens=len(output))
         if one.lookup is not None:
             one.lookup.add(token)
+        if one.held is not None:
+            one.held.add(token)
         one.text += one.stream.push(token)
         if one.constraint is not None:
             one.constraint.advance(token)
@@ -271,12 +286,21 @@ class Engine:
         self.scheduler.finish(one, reason)
 
     def _encode(self, plan: Plan) -> Plan:
-        """Encode the pictures of the planned tokens that are not known yet, together. Bad ones end their requests."""
+        """Encode the pictures of the planned tokens that are not known yet, together. Bad ones end their requests.
+
+        Beside running answers, which wait for it, as many as are encoded at once; other requests with pictures wait.
+        """
         needed: dict[str, tuple[RequestImage, Tensor, str]] = {}
         kept: Plan = []
+        answers_wait, views = any(one.length - one.filled == 1 for one, _ in plan), 0
         for one, tokens in plan:
+            seen = _seen(one, one.filled, one.filled + tokens)
+            more = sum(i.layout.views for i in seen if i.digest not in self._images and i.digest not in needed)
+            if answers_wait and more and needed and views + more > self._views:
+                continue
+            views += more
             try:
-                for image in _seen(one, one.filled, one.filled + tokens):
+                for image in seen:
                     first = image.start >= one.filled or one.filled == one.usage.reused_tokens  # part of it, if several
                     if image.digest in self._images or image.digest in needed:
                         one.usage = replace(one.usage, reused_images=one.usage.reused_images + first)
@@ -302,32 +326,53 @@ class Engine:
         if group:
             self._encode_group(group)
         kept = [(one, tokens) for one, tokens in kept if one.finished is None]
-        held = sum(tokens.nbytes for tokens in self._images.values())
-        for digest in list(self._images):
-            if held <= _IMAGE_BYTES:
-                break
-            if digest not in used:
-                held -= self._images.pop(digest).nbytes
+        if self._image_bytes > _IMAGE_BYTES:
+            for digest in list(self._images):
+                if digest not in used:
+                    self._image_bytes -= self._images.pop(digest).nbytes
+                if self._image_bytes <= _IMAGE_BYTES:
+                    break
         return kept
 
     def _encode_group(self, group: list[tuple[RequestImage, Tensor, str]]) -> None:
-        """Encode pictures of one variant. Where that fails, the requests that show one of them end."""
+        """Encode pictures of one variant. Where that fails, each alone; the requests that still need a bad one end."""
         layouts = [image.layout for image, _, _ in group]
         try:
             if self._variants is not None:
                 self._variants.encode(group[0][2])
             views = torch.cat([views for _, views, _ in group]).to(self._model.device, self._model.dtype)
-            tokens = torch.split(self._model.encode(views, layouts), [layout.num_tokens for layout in layouts])
+            features = torch.cat([self._model.vision(part) for part in views.split(self._views)])
+            tokens = torch.split(self._model.project(features, layouts), [layout.num_tokens for layout in layouts])
         except Exception as error:  # noqa: BLE001  out of memory, say
-            digests = {image.digest for image, _, _ in group}
+            if len(group) > 1:
+                for picture in group:
+                    self._encode_group([picture])
+                return
             for one in list(self.scheduler.running):
-                if any(image.digest in digests for image in one.request.images):
+                if any(image.digest == group[0][0].digest for image in _seen(one, one.filled, one.length)):
                     self.scheduler.finish(one, "error", EngineError(f"a picture could not be encoded: {error}"))
             return
         for (image, _, _), part in zip(group, tokens, strict=True):
             self._images[image.digest] = part.clone()
+            self._image_bytes += part.nbytes
 
 
 def _seen(one: Generation, start: int, end: int) -> list[RequestImage]:
     """The pictures whose placeholders are in start..end of a request's tokens."""
     return [image for image in one.request.images if image.start < end and image.end > start]
+
+
+def _check(request: Request, vocab_size: int) -> None:
+    """Raises LlavaError unless the ids are of the vocabulary, and placeholders where the pictures are."""
+    if not request.ids or len(request.keys) != len(request.ids):
+        raise LlavaError(
+            f"the prompt has {len(request.ids)} ids and {len(request.keys)} keys; expected as many, and some"
+        )
+    shown = sorted(place for image in request.images for place in range(image.start, image.end))
+    if shown != [place for place, token in enumerate(request.ids) if token == IMAGE_TOKEN]:
+        raise LlavaError(
+            f"the prompt's placeholders are not where its {len(request.images)} pictures have their tokens"
+        )
+    for token in request.ids:
+        if token != IMAGE_TOKEN and not 0 <= token < vocab_size:
+            raise LlavaError(f"the prompt has the id {token}, the model's vocabulary {vocab_size} ids, from 0 on")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from llava.engine.grammar import Constraint
 from llava.engine.lookup import Lookup
-from llava.engine.sampling import Sampling
+from llava.engine.sampling import Held, Sampling
 from llava.engine.text import TextStream
 from llava.errors import LlavaError
 from llava.media.tiling import Layout
@@ -101,6 +101,7 @@ class Generation:
     text: str = ""  # of the output: whole characters that no stop string can take back
     constraint: Constraint | None = None
     lookup: Lookup | None = None
+    held: Held | None = None  # where the sampling penalises
     guess: list[int] = field(default_factory=list)  # at what follows, to be run with the last token
     cache: KVCache | None = None  # while it runs
     blocks: int = 0  # of the pool that its cache has

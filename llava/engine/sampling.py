@@ -1,6 +1,5 @@
 """From scores to the next token."""
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -43,6 +42,7 @@ class Sampling:
             ("temperature", 0 <= self.temperature < float("inf"), "0 or more"),
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
             ("top_k", self.top_k >= 0, "0 or more"),
+            ("seed", self.seed is None or -(2**63) <= self.seed < 2**63, "of 64 bits"),
             ("min_p", 0 <= self.min_p <= 1, "between 0 and 1"),
             ("repetition_penalty", 0 < self.repetition_penalty < float("inf"), "above 0"),
             ("presence_penalty", -2 <= self.presence_penalty <= 2, "between -2 and 2"),
@@ -56,8 +56,12 @@ class Sampling:
     @property
     def plainly_greedy(self) -> bool:
         """Whether the next token is just the one with the highest score."""
-        penalties = (self.repetition_penalty - 1, self.presence_penalty, self.frequency_penalty)
-        return self.temperature == 0 and not any(penalties) and not self.logit_bias and self.grammar is None
+        return self.temperature == 0 and not self.penalises and not self.logit_bias and self.grammar is None
+
+    @property
+    def penalises(self) -> bool:
+        """Whether scores depend on what prompt and answer hold."""
+        return any((self.repetition_penalty - 1, self.presence_penalty, self.frequency_penalty))
 
     def generator(self) -> torch.Generator:
         """A source of randomness of this request's own."""
@@ -76,19 +80,30 @@ def several(sampling: Sampling, n: int) -> list[Sampling]:
     return [replace(sampling, seed=None if sampling.seed is None else sampling.seed + index) for index in range(n)]
 
 
-def penalised(logits: Tensor, sampling: Sampling, prompt: Sequence[int], output: Sequence[int]) -> Tensor:
-    """Scores (V,) after bias and penalties. prompt: its ids; placeholders of pictures are negative, and left out."""
+class Held:
+    """What penalties go by: the tokens (V,) that prompt and answer hold, and how often (V,) the answer does.
+
+    prompt: ids; placeholders of pictures are negative, and left out.
+    """
+
+    def __init__(self, prompt: Sequence[int], vocab_size: int, device: torch.device | None = None) -> None:
+        self.seen = torch.zeros(vocab_size, dtype=torch.bool, device=device)
+        self.seen[[token for token in set(prompt) if token >= 0]] = True
+        self.times = torch.zeros(vocab_size, device=device)
+
+    def add(self, token: int) -> None:
+        """One more token of the answer."""
+        self.seen[token] = True
+        self.times[token] += 1
+
+
+def penalised(logits: Tensor, sampling: Sampling, held: Held | None) -> Tensor:
+    """Scores (V,) after bias and penalties. held: needed where the sampling penalises."""
     scores = logits.clone()
-    if sampling.repetition_penalty != 1:
-        known = sorted({token for token in (*prompt, *output) if token >= 0})
-        seen = torch.tensor(known, dtype=torch.long, device=scores.device)
-        found = scores[seen]
+    if held is not None:
         factor = sampling.repetition_penalty
-        scores[seen] = torch.where(found > 0, found / factor, found * factor)
-    if (sampling.presence_penalty or sampling.frequency_penalty) and output:
-        counts = Counter(output)
-        times = torch.tensor(list(counts.values()), dtype=scores.dtype, device=scores.device)
-        scores[list(counts)] -= sampling.presence_penalty + sampling.frequency_penalty * times
+        scores = torch.where(held.seen, torch.where(scores > 0, scores / factor, scores * factor), scores)
+        scores -= sampling.presence_penalty * (held.times > 0) + sampling.frequency_penalty * held.times
     for token, bias in sampling.logit_bias:
         if token < len(scores):
             scores[token] += bias
@@ -118,13 +133,12 @@ def choose(
     logits: Tensor,
     sampling: Sampling,
     generator: torch.Generator,
-    prompt: Sequence[int] = (),
-    output: Sequence[int] = (),
+    held: Held | None = None,
     allowed: Tensor | None = None,
 ) -> int:
-    """The next token for scores (V,), after a prompt and what was chosen before; one that is `allowed` (V,)."""
+    """The next token for scores (V,), after what prompt and answer hold; one that is `allowed` (V,)."""
     if not sampling.plainly_greedy:
-        logits = penalised(logits, sampling, prompt, output)
+        logits = penalised(logits, sampling, held)
     if allowed is not None:
         logits = logits.masked_fill(~allowed.to(logits.device), -torch.inf)
     if sampling.temperature == 0:

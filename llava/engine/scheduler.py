@@ -16,7 +16,7 @@ import torch
 from llava.config import DecoderConfig
 from llava.engine.prefixes import BLOCK, Prefixes, blocks_for, common_length
 from llava.engine.request import Finish, Generation
-from llava.errors import LlavaError
+from llava.errors import EngineError, LlavaError
 from llava.models.cache import KVCache
 
 
@@ -53,17 +53,20 @@ class Scheduler:
             shares[one] = min(share, one.length - one.filled)
             budget -= shares[one]
         for one in list(self.running):
-            if one in self.running and self._has_room(one):  # and not preempted for an older one
-                plan.append((one, shares.get(one, 1 + len(one.guess))))
+            try:
+                if one in self.running and self._has_room(one):  # and not preempted for an older one
+                    plan.append((one, shares.get(one, 1 + len(one.guess))))
+            except (RuntimeError, MemoryError) as error:
+                self.finish(one, "error", _refused(error))
         return plan
 
     def finish(self, one: Generation, reason: Finish, error: LlavaError | None = None) -> None:
         """End a request, wherever it is. What it computed is kept for later ones, unless it failed."""
         one.finished, one.error = reason, error
-        if one in self.waiting:
-            self.waiting.remove(one)
-        if one in self.running:
-            self.running.remove(one)
+        for queue in (self.waiting, self.running):
+            if one in queue:
+                queue.remove(one)
+        if one.cache is not None:
             cache, blocks = self._detach(one)
             keys = one.keys(cache.length) if reason != "error" else []
             self.prefixes.keep(keys, cache, blocks)
@@ -75,7 +78,12 @@ class Scheduler:
             keys = one.keys(one.length)
             if self._is_being_read(keys):
                 continue
-            if not self._start(one, keys):
+            try:
+                started = self._start(one, keys)
+            except (RuntimeError, MemoryError) as error:
+                self.finish(one, "error", _refused(error))
+                continue
+            if not started:
                 if self.running:
                     return  # nobody overtakes the one that memory is awaited for
                 self.finish(one, "error", self._too_long(one))
@@ -142,7 +150,7 @@ class Scheduler:
             more = blocks_for(slots) - one.blocks
         if not self.prefixes.take(more):
             return False
-        one.blocks += more
+        one.blocks += more  # whatever becomes of the next line, they are returned with the others
         one.cache.reserve(one.blocks * BLOCK)
         return True
 
@@ -165,3 +173,7 @@ class Scheduler:
             f"the request needs memory for {one.length} tokens, there is memory for {self.limits.blocks * BLOCK}; "
             "use a shorter prompt or fewer images, or give the engine more memory"
         )
+
+
+def _refused(error: Exception) -> EngineError:
+    return EngineError(f"the machine has no memory for the request's keys and values: {error}")

@@ -1,6 +1,7 @@
 """The engine behind a thread gives what the engine gives, to many readers at once."""
 
 import asyncio
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -120,3 +121,32 @@ def test_a_closed_engine_refuses_requests(tiny: Loaded) -> None:
     background.close()
     with pytest.raises(EngineError, match="closed"):
         asyncio.run(collect(background, assistant.request([Message.user("Hi")]), 1))
+
+
+def test_an_engine_that_is_about_to_close_refuses_requests_too(tiny: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    assistant = Assistant(tiny)
+    engine, request = assistant._engine, assistant.request([Message.user("Hi")])
+    entered, leave, step = threading.Event(), threading.Event(), engine.step
+
+    def hold() -> None:
+        entered.set()
+        leave.wait(10)
+        step()
+
+    monkeypatch.setattr(engine, "step", hold)
+    background = BackgroundEngine(engine)
+
+    async def scenario() -> None:
+        first = asyncio.create_task(collect(background, request, 3))
+        assert await asyncio.to_thread(entered.wait, 10)
+        closing = asyncio.create_task(asyncio.to_thread(background.close))  # waits for the step to end
+        while not background._closed:
+            await asyncio.sleep(0.01)
+        with pytest.raises(EngineError, match="closed"):
+            await asyncio.wait_for(collect(background, request, 1), 5)
+        leave.set()
+        await closing
+        with pytest.raises(EngineError, match="closed"):
+            await first
+
+    asyncio.run(scenario())

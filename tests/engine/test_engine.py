@@ -148,6 +148,23 @@ def test_a_stop_string_ends_the_work_too(tiny: Loaded) -> None:
     assert assistant.usage.answer_tokens == len(answer.ids)
 
 
+@torch.inference_mode()
+def test_log_probabilities_are_those_of_the_whole_sequence(tiny: Loaded, picture: Callable[..., Path]) -> None:
+    assistant = Assistant(tiny)
+    request = assistant.request([Message.user(Image(picture("a.png")), "What is this?")])
+    sampling = Sampling(max_new_tokens=6, temperature=1.0, seed=1, logprobs=3)
+    (one,) = assistant._engine.generate([(request, sampling)])
+    images = tiny.model.encode(request.images[0].views(), [request.images[0].layout])
+    hidden = tiny.model(torch.tensor([[*request.ids, *one.output]]), images)[0, len(request.ids) - 1 : -1]
+    expected = tiny.model.llm.logits(hidden).log_softmax(-1)
+    assert len(one.scored) == len(one.output) == 6
+    for token, row, scored in zip(one.output, expected, one.scored, strict=True):
+        assert scored.logprob == pytest.approx(float(row[token]), abs=1e-4)
+        top = row.topk(3)
+        assert [index for index, _ in scored.top] == top.indices.tolist()
+        assert [value for _, value in scored.top] == pytest.approx(top.values.tolist(), abs=1e-4)
+
+
 def test_n_answers_share_the_prompt_and_differ_by_their_seeds(tiny: Loaded, picture: Callable[..., Path]) -> None:
     assistant = Assistant(tiny)
     messages = [Message.user(Image(picture("a.png")), "Say something " * 40)]

@@ -10,7 +10,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from llava.engine.sampling import Sampling, choose, distribution, penalised
+from llava.engine.sampling import Held, Sampling, choose, distribution, penalised
 from llava.errors import LlavaError
 
 
@@ -42,14 +42,20 @@ def test_the_repetition_penalty_equals_transformers_and_leaves_placeholders_out(
     prompt, output = [4, 7, 4, 30], [7, 2]
     expected = RepetitionPenaltyLogitsProcessor(penalty)(torch.tensor([[*prompt, *output]]), logits[None].clone())
     sampling = Sampling(repetition_penalty=penalty)
-    assert torch.equal(penalised(logits, sampling, [-200, *prompt, -200], output), expected[0])
-    assert torch.equal(penalised(logits, sampling, [-200], []), logits)
+    held = Held([-200, *prompt, -200], 50)
+    for token in output:
+        held.add(token)
+    assert torch.equal(penalised(logits, sampling, held), expected[0])
+    assert torch.equal(penalised(logits, sampling, Held([-200], 50)), logits)
 
 
 def test_presence_and_frequency_penalties_are_those_of_openai() -> None:
     """Score minus count times frequency_penalty minus presence_penalty where the count, in the answer, is above 0."""
     logits, output = torch.randn(20, generator=torch.Generator().manual_seed(0)), [3, 5, 3, 3]
-    found = penalised(logits, Sampling(presence_penalty=0.5, frequency_penalty=-0.25), [5, 9], output)
+    held = Held([5, 9], 20)
+    for token in output:
+        held.add(token)
+    found = penalised(logits, Sampling(presence_penalty=0.5, frequency_penalty=-0.25), held)
     for token in range(20):
         count = output.count(token)
         assert found[token].item() == pytest.approx(logits[token].item() + 0.25 * count - 0.5 * (count > 0))
@@ -75,6 +81,8 @@ def test_temperature_zero_is_greedy_and_a_seed_repeats() -> None:
         {"top_p": 1.1},
         {"top_k": -1},
         {"max_new_tokens": 0},
+        {"seed": 2**63},
+        {"seed": -(2**64)},
     ],
 )
 def test_values_out_of_range_are_refused(wrong: dict[str, float]) -> None:

@@ -1,6 +1,7 @@
 """Any mixture of requests, arrivals, cancels and shortages of memory: answers stay those of each request alone."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -16,7 +17,7 @@ from llava.checkpoints.native import Loaded
 from llava.config import Precision, Storage
 from llava.decoding import build
 from llava.decoding.step import covers
-from llava.engine.engine import Engine
+from llava.engine.engine import Engine, Plan
 from llava.engine.prefixes import Prefixes, common_length
 from llava.engine.request import Generation, Request
 from llava.engine.sampling import Sampling
@@ -45,7 +46,7 @@ ASKED = st.builds(
     Asked,
     st.integers(1, 150),
     st.sampled_from([None, 0, 1]),
-    st.integers(1, 12),
+    st.sampled_from((1, 2, 5, 8, 12, 70)),
     st.integers(0, 12),
     st.one_of(st.none(), st.none(), st.integers(0, 6)),
 )
@@ -53,11 +54,16 @@ LIMITS = st.builds(Limits, st.integers(4, 12), st.integers(1, 4), st.integers(3,
 
 
 class Reference:
-    """Greedy ids by running the whole sequence anew for each token."""
+    """Greedy ids by running the whole sequence anew for each token.
 
-    def __init__(self, loaded: Loaded) -> None:
-        self.assistant = Assistant(loaded)
+    slack: scores this near to each other may change places, where inputs are rounded: by another order of a sum, some
+    are rounded to another of two levels.
+    """
+
+    def __init__(self, loaded: Loaded, slack: float) -> None:
+        self.assistant, self.slack = Assistant(loaded), slack
         self.known: dict[tuple[int, int | None], tuple[Request, list[int]]] = {}
+        self.ties: dict[tuple[int, int | None], int] = {}  # the first place where two are so near
 
     @torch.inference_mode()
     def ids(self, words: int, picture: int | None, count: int) -> tuple[Request, list[int]]:
@@ -72,8 +78,17 @@ class Reference:
         images = torch.cat(tokens) if tokens else torch.empty(0, model.config.llm.hidden_size)
         while len(found) < count:
             hidden = model(torch.tensor([[*request.ids, *found]]), images)
-            found.append(int(model.llm.logits(hidden[:, -1]).argmax()))
+            (first, second), (token, _) = (part[0].tolist() for part in model.llm.logits(hidden[:, -1]).topk(2))
+            if first - second < self.slack:
+                self.ties.setdefault((words, picture), len(found))
+            found.append(token)
         return request, found[:count]
+
+    def is_answer(self, output: list[int], words: int, picture: int | None, count: int) -> bool:
+        """Whether these are the first ids of the answer, up to where two scores are too near to tell."""
+        _, expected = self.ids(words, picture, count)
+        sure = min(len(output), self.ties.get((words, picture), count))
+        return output[:sure] == expected[:sure]
 
 
 @pytest.fixture(scope="module", params=["float32", "float16", "int8", "int4"])
@@ -85,7 +100,7 @@ def reference(request: pytest.FixtureRequest, smollm2: GgufLlm) -> Reference:
     # the mixtures are of compiled steps and PyTorch's, but for what is PyTorch's alone: 4 bits, and 8 where measured so
     alone = precision == "int4" or any(isinstance(module, Int8Linear) for module in loaded.model.llm.modules())
     assert covers(loaded.model) == (build.possible() and not alone)
-    return Reference(loaded)
+    return Reference(loaded, slack={"int8": 0.02, "int4": 0.05}.get(precision, 0.0))
 
 
 @given(st.lists(ASKED, min_size=1, max_size=6), LIMITS)
@@ -108,15 +123,13 @@ def test_any_mixture_answers_as_each_request_alone(reference: Reference, mixture
         engine.step()
     assert len(running) == len(mixture) and not engine.busy
     for asked, generation in running:
-        _, expected = reference.ids(asked.words, asked.picture, asked.tokens)
+        assert reference.is_answer(generation.output, asked.words, asked.picture, asked.tokens)
         if generation in cancelled:
-            assert generation.output == expected[: len(generation.output)]
             assert generation.finished == "cancelled"
         elif generation.finished == "error":
             assert generation.length > limits.blocks * 64 - 64  # alone too long for the memory
         else:
-            assert generation.output == expected
-            assert generation.finished == "length"
+            assert generation.finished == "length" and len(generation.output) == asked.tokens
     prefixes = engine.scheduler.prefixes
     assert prefixes.free + sum(kept.blocks for kept in prefixes._kept.values()) == limits.blocks  # all returned
     assert prefixes.take(limits.blocks) and len(prefixes) == 0
@@ -193,13 +206,158 @@ def test_a_tower_that_fails_ends_the_requests_with_its_pictures_only(
     assistant, engine = counting(tiny)
     requests = [assistant.request([Message.user(*content)]) for content in ((PICTURES[0], "What?"), ("Hello",))]
     with monkeypatch.context() as patch:
-        patch.setattr(type(tiny.model), "encode", lambda *a: (_ for _ in ()).throw(RuntimeError("out of memory")))
+        patch.setattr(type(tiny.model), "project", lambda *a: (_ for _ in ()).throw(RuntimeError("out of memory")))
         ends = [engine.submit(request, Sampling(max_new_tokens=3)) for request in requests]
         while engine.busy:
             engine.step()
     assert [one.finished for one in ends] == ["error", "length"]
     assert "a picture could not be encoded: out of memory" in str(ends[0].error)
     assert len(list(engine.stream(requests[0], Sampling(max_new_tokens=3)))) == 3
+
+
+def test_one_request_that_fails_as_it_runs_ends_alone(tiny: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    assistant, engine = counting(tiny)
+    requests = [assistant.request([Message.user(text)]) for text in ("Hello", "Good day", "How are you?")]
+    sampling, run = Sampling(max_new_tokens=5, lookup=False), Engine._run
+    expected = [list(Engine(tiny.model, tiny.processor.tokenizer).stream(one, sampling)) for one in requests]
+
+    def fail(self: Engine, plan: Plan) -> torch.Tensor:
+        scores = run(self, plan)  # what has been stored by then does not count
+        if any(one.request is requests[1] and len(one.output) == 2 for one, _ in plan):
+            raise RuntimeError("out of memory")
+        return scores
+
+    monkeypatch.setattr(Engine, "_run", fail)
+    ends = [engine.submit(request, sampling) for request in requests]
+    while engine.busy:
+        engine.step()
+    assert [one.finished for one in ends] == ["length", "error", "length"]
+    assert "the model could not run: out of memory" in str(ends[1].error)
+    assert [ends[0].output, ends[2].output] == [expected[0], expected[2]]
+
+
+def test_one_picture_that_cannot_be_encoded_ends_its_own_request_only(
+    tiny: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assistant, engine = counting(tiny)
+    requests = [assistant.request([Message.user(picture, "What is this?")]) for picture in PICTURES]
+    bad, vision = requests[0].images[0].views(), tiny.model.vision.forward
+
+    def fail(pixels: torch.Tensor) -> torch.Tensor:
+        if any(torch.equal(view, bad[0]) for view in pixels):
+            raise RuntimeError("too large")
+        return vision(pixels)
+
+    monkeypatch.setattr(tiny.model.vision, "forward", fail)
+    ends = [engine.submit(request, Sampling(max_new_tokens=3)) for request in requests]
+    while engine.busy:
+        engine.step()
+    assert [one.finished for one in ends] == ["error", "length"]
+    assert "a picture could not be encoded: too large" in str(ends[0].error)
+
+
+def test_memory_that_is_refused_ends_one_request_and_is_returned(tiny: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    assistant, engine = counting(tiny)
+    requests = [assistant.request([Message.user(text)]) for text in ("Hello", "word " * 200, "Good day")]
+    reserve = KVCache.reserve
+
+    def refuse(self: KVCache, slots: int) -> None:
+        if slots > 128:
+            raise RuntimeError("can't allocate memory")
+        reserve(self, slots)
+
+    monkeypatch.setattr(KVCache, "reserve", refuse)
+    ends = [engine.submit(request, Sampling(max_new_tokens=4)) for request in requests]
+    while engine.busy:
+        engine.step()
+    assert [one.finished for one in ends] == ["length", "error", "length"]
+    assert "no memory for the request's keys and values" in str(ends[1].error)
+    prefixes = engine.scheduler.prefixes
+    assert prefixes.free + sum(kept.blocks for kept in prefixes._kept.values()) == prefixes.total
+    long = engine.submit(replace(requests[0], stop_ids=frozenset()), Sampling(max_new_tokens=200, lookup=False))
+    while engine.busy:  # refused as it grows, in the middle of its answer
+        engine.step()
+    assert long.finished == "error" and 0 < len(long.output) < 200
+    assert prefixes.free + sum(kept.blocks for kept in prefixes._kept.values()) == prefixes.total
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"ids": [], "keys": [], "images": []}, "0 ids and 0 keys"),
+        ({"keys": []}, "ids and 0 keys"),
+        ({"images": []}, "placeholders are not where its 0 pictures"),
+    ],
+)
+def test_a_request_that_cannot_run_is_refused_before_it_meets_others(
+    tiny: Loaded, changed: dict[str, list[Any]], message: str
+) -> None:
+    assistant, engine = counting(tiny)
+    request = assistant.request([Message.user(PICTURES[0], "What is this?")])
+    with pytest.raises(LlavaError, match=message):
+        engine.submit(replace(request, **changed), Sampling())
+    for token in (tiny.model.config.llm.vocab_size, -1):
+        ids = [*request.ids[:-1], token]
+        with pytest.raises(LlavaError, match=f"the prompt has the id {token}, the model's vocabulary"):
+            engine.submit(replace(request, ids=ids), Sampling())
+    assert not engine.busy
+
+
+def test_beside_a_running_answer_few_pictures_are_encoded_at_once(
+    tiny: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assistant, engine = counting(tiny)
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 20, 20, 3), np.uint8)
+    pictures = [Image(PIL.Image.fromarray(one)) for one in pixels]
+    seen: list[int] = []
+    vision = tiny.model.vision.forward
+    monkeypatch.setattr(tiny.model.vision, "forward", lambda views: seen.append(len(views)) or vision(views))
+    answer = engine.submit(assistant.request([Message.user("Hi")]), Sampling(max_new_tokens=60))
+    engine.step()
+    engine._views = 2
+    asked = [assistant.request([Message.user(picture, "What is this?")]) for picture in pictures]
+    ends = [engine.submit(request, Sampling(max_new_tokens=2)) for request in asked]
+    while engine.busy:
+        before, known = len(answer.output), sum(seen)
+        engine.step()
+        assert answer.finished or len(answer.output) > before
+        assert answer.finished or sum(seen) - known <= 2
+    assert all(one.finished == "length" and one.usage.encoded_images == 1 for one in ends)
+    assert sum(seen) == len(pictures) and max(seen) == 2
+    for request, one in zip(asked, ends, strict=True):
+        alone = Engine(tiny.model, tiny.processor.tokenizer)
+        assert one.output == list(alone.stream(request, Sampling(max_new_tokens=2)))
+
+
+def test_pictures_that_were_used_least_recently_are_forgotten(tiny: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    assistant, engine = counting(tiny)
+    pixels = np.random.default_rng(1).integers(0, 256, (3, 20, 20, 3), np.uint8)
+    requests = [assistant.request([Message.user(Image(PIL.Image.fromarray(one)), "What?")]) for one in pixels]
+    size = requests[0].images[0].layout.num_tokens * tiny.model.config.llm.hidden_size * 4
+    monkeypatch.setattr("llava.engine.engine._IMAGE_BYTES", 2 * size)
+    encoded = []
+    for place in (0, 1, 0, 2, 0, 1):
+        fresh = Request(
+            requests[place].ids, [object() for _ in requests[place].ids], requests[place].images, frozenset()
+        )
+        (one,) = engine.generate([(fresh, Sampling(max_new_tokens=1))])  # keys of its own: no prefix is shared
+        encoded.append(one.usage.encoded_images)
+        assert engine._image_bytes == sum(tokens.nbytes for tokens in engine._images.values()) <= 2 * size
+    assert encoded == [1, 1, 0, 1, 0, 1]
+
+
+def test_a_step_is_shared_evenly_and_nobody_overtakes(tiny: Loaded) -> None:
+    assistant = Assistant(tiny)
+    engine = Engine(tiny.model, tiny.processor.tokenizer, limits=Limits(blocks=100, running=2, step_tokens=40))
+    texts = ("word " * 100, "other " * 100, "Hi")
+    ends = [engine.submit(assistant.request([Message.user(text)]), Sampling(max_new_tokens=1)) for text in texts]
+    engine.step()
+    assert [one.filled for one in ends] == [20, 20, 0]
+    order: list[Generation] = []
+    while engine.busy:
+        engine.step()
+        order += [one for one in ends if one.finished and one not in order]
+    assert order[-1] is ends[2]
 
 
 def test_what_cannot_be_had_costs_no_kept_prefix(tiny: Loaded) -> None:
@@ -210,16 +368,19 @@ def test_what_cannot_be_had_costs_no_kept_prefix(tiny: Loaded) -> None:
     assert prefixes.take(40) and len(prefixes) == 0 and prefixes.free == 0
 
 
-def test_answers_that_outgrow_the_memory_step_back_and_stay_the_same(tiny: Loaded) -> None:
+def test_answers_that_outgrow_the_memory_step_back_and_stay_the_same(reference: Reference) -> None:
     """Two answers of four blocks each in five: the one that came last is computed anew."""
-    assistant = Assistant(tiny)
-    requests = [assistant.request([Message.user(text)]) for text in ("Hello", "Good day")]
+    model, processor = reference.assistant.model, reference.assistant.processor
+    requests = [
+        replace(reference.assistant.request([Message.user(text)]), stop_ids=frozenset())
+        for text in ("Hello", "Good day")
+    ]
     sampling = Sampling(max_new_tokens=200, lookup=False)
-    engine = Engine(tiny.model, tiny.processor.tokenizer, limits=Limits(blocks=5))
+    engine = Engine(model, processor.tokenizer, limits=Limits(blocks=5))
     ends = engine.generate([(request, sampling) for request in requests])
     assert ends[0].usage.preemptions == 0 < ends[1].usage.preemptions
     for one, request in zip(ends, requests, strict=True):
-        assert one.output == list(Engine(tiny.model, tiny.processor.tokenizer).stream(request, sampling))
+        assert one.output == list(Engine(model, processor.tokenizer).stream(request, sampling))
 
 
 def test_a_request_that_never_fits_the_memory_is_refused(tiny: Loaded) -> None:
