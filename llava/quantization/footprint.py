@@ -46,8 +46,11 @@ def footprint(config: LlavaConfig, storage: Storage, adapter: int = 0) -> dict[s
 
 def peak_bytes(config: LlavaConfig, storage: Storage, adapter: int = 0) -> int:
     """The most memory that the process holds while it loads: each worker has a matrix in float32, to be packed."""
-    largest = config.llm.hidden_size * max(config.llm.vocab_size, 2 * config.llm.intermediate_size)
-    return sum(part.bytes for part in footprint(config, storage, adapter).values()) + WORKERS * 4 * largest + _PROCESS
+    llm = config.llm
+    matrices = [2 * llm.hidden_size * llm.intermediate_size] * llm.num_layers
+    matrices += [llm.hidden_size * llm.vocab_size] * (1 if llm.tie_embeddings else 2)
+    packed = 4 * sum(sorted(matrices)[-WORKERS:])
+    return sum(part.bytes for part in footprint(config, storage, adapter).values()) + packed + _PROCESS
 
 
 def cache_bytes(config: LlavaConfig) -> int:
