@@ -37,6 +37,10 @@ class _Watcher:
         note = f"loss {log.loss:.4f}  {log.tokens_per_second:.0f} tokens/s"
         self._bars.items("training", log.step, log.steps, note)
 
+    def told(self, text: str) -> None:
+        self._bars.stop()
+        typer.echo(text, err=True)
+
 
 def run(
     recipe: Annotated[Path, typer.Argument(help="A YAML file; recipes/ has examples.")],

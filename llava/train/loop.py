@@ -51,6 +51,7 @@ class Watcher(Protocol):
     def fetching(self, what: str, done: int, total: int) -> None: ...
     def preparing(self, what: str, done: int, total: int) -> None: ...
     def stepped(self, log: StepLog) -> None: ...
+    def told(self, text: str) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -227,6 +228,10 @@ def train(recipe: Recipe, watcher: Watcher, restart: bool = False) -> Path:
     optimizer = torch.optim.AdamW(parameter_groups(model, recipe), lr=recipe.learning_rate)
     progress = Progress(json.loads(recipe.model_dump_json()), precision=run.precision)
     progress = load_checkpoint(recipe.output, model, optimizer, progress)
+    progress.dropped = dict(run.data.dropped)
+    if progress.dropped:
+        reasons = ", ".join(f"{count} x {reason}" for reason, count in run.data.dropped.most_common(5))
+        watcher.told(f"{sum(progress.dropped.values())} of {len(run.data.rows)} rows cannot be used: {reasons}")
     if recipe.compile and run.captions is None:  # stage match does not run the LLM
         compile_blocks(model)
     with contextlib.closing(Log(recipe.output, progress.step)) as log:
@@ -277,6 +282,8 @@ def train(recipe: Recipe, watcher: Watcher, restart: bool = False) -> Path:
     save_trained(recipe.output, model, recipe)
     write_text(recipe.output / FINISHED, json.dumps(asdict(progress), indent=1) + "\n")
     discard_checkpoints(recipe.output)
+    if progress.corrupt:
+        watcher.told(f"{progress.corrupt} samples were left out: their pictures turned out corrupt")
     return recipe.output
 
 

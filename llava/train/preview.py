@@ -15,6 +15,7 @@ from llava.tokenizer import Tokenizer
 from llava.train.data import batch_order
 from llava.train.loop import Run, Watcher, set_up
 from llava.train.recipe import Recipe
+from llava.train.state import trainable
 
 TIMED_BATCHES = 2  # batches that are run to estimate the time
 
@@ -55,9 +56,9 @@ def preview(recipe: Recipe, watcher: Watcher) -> Preview:
         dropped=run.data.dropped,
         pieces=pieces_of(first, run.data.processor.tokenizer),
         steps=run.steps,
-        trainable=sum(p.numel() for p in run.model.parameters() if p.requires_grad),
+        trainable=sum(p.numel() for p in trainable(run.model).values()),
         parameters=sum(p.numel() for p in run.model.parameters()),
-        memory=_peak_memory(),
+        memory=_peak_memory() + sum(2 * p.nbytes for p in trainable(run.model).values()),  # AdamW's two averages
         seconds=seconds * run.steps * recipe.accumulation,
         output=recipe.output,
     )

@@ -7,7 +7,7 @@ and `state.json`. The newest two are kept.
 import json
 import re
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ class Progress:
     batches: int = 0  # batches taken from the data so far
     tokens: int = 0
     seconds: float = 0.0
+    dropped: dict[str, int] = field(default_factory=dict)  # rows of the data that cannot be used, by reason
     corrupt: int = 0  # samples left out because a picture could not be decoded
     precision: str = ""  # that was chosen where the recipe leaves it to the machine
 

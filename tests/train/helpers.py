@@ -23,11 +23,15 @@ class Watcher:
 
     def __init__(self, stop_after: int | None = None) -> None:
         self.logs: list[StepLog] = []
+        self.texts: list[str] = []
         self.stop_after = stop_after
 
     def fetching(self, what: str, done: int, total: int) -> None: ...
 
     def preparing(self, what: str, done: int, total: int) -> None: ...
+
+    def told(self, text: str) -> None:
+        self.texts.append(text)
 
     def stepped(self, log: StepLog) -> None:
         self.logs.append(log)

@@ -318,11 +318,24 @@ def test_corrupt_pictures_found_late_are_left_out_and_counted(folder: Path) -> N
     path.write_bytes(buffer.getvalue()[: len(buffer.getvalue()) // 2])  # the header is whole
     values = recipe_values(folder, cache_features=False, max_steps=12)
     values["data"]["max_dropped"] = 0.5
-    output = train(Recipe.model_validate(values), Watcher())
-    assert json.loads((output / "run.json").read_text())["corrupt"] >= 1
+    watcher = Watcher()
+    output = train(Recipe.model_validate(values), watcher)
+    corrupt = json.loads((output / "run.json").read_text())["corrupt"]
+    assert corrupt >= 1 and watcher.texts == [f"{corrupt} samples were left out: their pictures turned out corrupt"]
     values["data"]["max_dropped"] = 0.0
     with pytest.raises(LlavaError, match="1 samples had corrupt images"):
         train(Recipe.model_validate(values), Watcher(), restart=True)
+
+
+def test_rows_that_cannot_be_used_are_told_and_kept_in_the_run(folder: Path) -> None:
+    rows = json.loads((folder / "data.json").read_text())
+    rows[3]["image"] = "gone.png"
+    (folder / "data.json").write_text(json.dumps(rows))
+    values, watcher = recipe_values(folder, max_steps=1), Watcher()
+    values["data"]["max_dropped"] = 0.5
+    output = train(Recipe.model_validate(values), watcher)
+    assert watcher.texts == ["1 of 25 rows cannot be used: 1 x image not found"]
+    assert json.loads((output / "run.json").read_text())["dropped"] == {"image not found": 1}
 
 
 def test_a_dry_run_shows_a_sample_and_trains_nothing(folder: Path) -> None:
