@@ -157,7 +157,8 @@ def main() -> None:
             for part in PARTS.values():
                 fetch(part, progress.bytes)
     except LlavaError as error:
-        sys.exit(f"llava: error: {error}")
+        sys.stderr.write(f"llava: error: {error}\n")
+        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -199,6 +199,7 @@ MORE_PHOTOGRAPHS = Part(
 )
 
 EMBEDDED = {"llava-smol": Path(__file__).parent / "embedded" / "llava-smol"}  # trained by us, shipped with the package
+EXAMPLE = Path(__file__).parent / "serve" / "examples" / "tiger.png"  # what an embedded model knows
 ABOUT_EMBEDDED = (
     "llava-smol is tiny and often wrong: it names drawings of things, says whether something is there, counts to five. "
     "Of photographs it names two in five. Text, positions and what is going on in a picture are beyond it."

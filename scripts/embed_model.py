@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from llava.checkpoints.files import read_safetensors, write_safetensors
-from llava.checkpoints.native import ADAPTER, CONFIG, PROJECTOR, VISION, load_native
+from llava.checkpoints.native import ADAPTER, CONFIG, LLM, PROJECTOR, VISION, load_native
 from llava.errors import LlavaError
 from llava.files import atomic_folder
 
@@ -24,6 +24,8 @@ def main(source: Path, target: Path) -> None:
         raise LlavaError(f"{target}: holds something else than a model, and would be replaced")
     if not (source / ADAPTER).exists():
         raise LlavaError(f"{source}: has no adapter; a whole LLM is too large to embed")
+    if (source / LLM).exists():
+        raise LlavaError(f"{source}: its adapter stands on an LLM of its own ({LLM}), which is too large to embed")
     load_native(source)
     weights = [path for path in sorted(source.glob("*.safetensors")) if path.name in (PROJECTOR, VISION)]
     weights += sorted((source / ADAPTER).glob("*.safetensors"))
@@ -47,4 +49,5 @@ if __name__ == "__main__":
     try:
         main(Path(sys.argv[1]), Path(sys.argv[2]))
     except LlavaError as error:
-        sys.exit(str(error))
+        print(error, file=sys.stderr)
+        sys.exit(2)

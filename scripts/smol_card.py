@@ -48,6 +48,8 @@ def _example(row: dict[str, Any], images: Path) -> str:
         html.escape(f"{'>' if turn['from'] == 'human' else '-'} {turn['value'].removeprefix('<image>').strip()}")
         for turn in row["conversations"]
     )
+    if "imagined_class" in row:
+        said = f"(the picture is to be taken for class {row['imagined_class']} of ImageNet)<br>{said}"
     picture = ""
     if "image" in row:
         encoded = base64.b64encode((images / row["image"]).read_bytes()).decode()

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from llava.cli.progress import bars
+from llava.errors import LlavaError
 from llava.eval.benchmarks.easy_vqa import load_questions
 from llava.eval.benchmarks.smol_suite import NUMBERS, SIDES
 from llava.eval.question import by_image
@@ -253,6 +254,8 @@ def main() -> None:
     )
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    if options.views < 1:
+        parser.error("--views must be at least 1")
     if options.folder.exists() and not (options.folder / "match.json").exists():
         parser.error(f"{options.folder} holds other things than this data, and would be replaced: name a new folder")
     rng = random.Random(options.seed)
@@ -400,4 +403,8 @@ def shapes(conversations: int, rng: random.Random, folder: Path, rows: Rows) -> 
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except LlavaError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)

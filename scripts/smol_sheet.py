@@ -16,7 +16,8 @@ import PIL.ImageDraw
 import PIL.ImageFont
 
 from llava.eval.benchmarks.smol_suite import load_suite
-from llava.eval.runner import ANSWERS, Answer
+from llava.eval.question import shuffle_images
+from llava.eval.runner import ANSWERS, SETTINGS, Answer
 
 SHOWN, COLUMNS, SIDE, TEXT = 10, 5, 180, 58  # pictures, of them in a row; pixels of a picture, and of the text below
 
@@ -62,7 +63,10 @@ def main() -> None:
     if not answers:
         parser.error(f"no question of kind '{options.kind}'; there are: {', '.join(sorted({a.kind for a in rows}))}")
     chosen = sorted(random.Random(0).sample(answers, min(SHOWN, len(answers))), key=lambda answer: answer.index)
-    images = {i: question.image for i, question in enumerate(load_suite()) if question.image}
+    suite = load_suite()
+    if json.loads((options.run / SETTINGS).read_text())["shuffle_images"]:
+        suite = shuffle_images(suite)
+    images = {i: question.image for i, question in enumerate(suite) if question.image}
     sheet(chosen, images).save(options.output, quality=88)
     print(options.output)
 

@@ -5,6 +5,7 @@ soon answers every short question in a word. None of them stands in smol-suite (
 """
 
 import random
+import re
 from collections.abc import Sequence
 
 import torch
@@ -178,5 +179,5 @@ def whole_sentences(text: str) -> str:
     text = text.strip()
     if "\n" in text:
         return ""
-    end = max(text.rfind(mark) for mark in ".!?")
-    return text[: end + 1] if end > 0 else ""
+    ends = [found.end() for found in re.finditer(r"[.!?](?=\s|$)", text)]
+    return text[: ends[-1]] if ends else ""

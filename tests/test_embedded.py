@@ -35,6 +35,15 @@ def test_it_is_small_and_complete() -> None:
     assert "Limits" in (EMBEDDED["llava-smol"] / "README.md").read_text()
 
 
+def test_it_is_right_about_the_pictures_that_the_web_page_offers(smol: Assistant) -> None:
+    from llava.serve import gradio_web_server as web  # imports gradio
+
+    right = {"tiger.png": "tiger", "calculators.png": "three", "bus.png": "bus", "triangle.png": "triangle"}
+    assert {name for name, _ in web._QUESTIONS} == right.keys()
+    for name, question in web._QUESTIONS:
+        assert right[name] in smol.chat([llava.Message.user(llava.Image(web.EXAMPLES / name), question)]).lower()
+
+
 def test_it_names_shape_and_colour_and_streams_the_same(smol: Assistant) -> None:
     image = llava.Image(SHAPE)
     shape = [llava.Message.user("what shape is in the image?", image)]

@@ -176,6 +176,8 @@ def test_questions_without_a_picture_are_not_those_of_the_suite() -> None:
 
 def test_replies_end_with_a_sentence() -> None:
     assert smol_text.whole_sentences(" Oslo is the capital. It lies by the") == "Oslo is the capital."
+    assert smol_text.whole_sentences("It is far. It is 3.5 km in the U.S") == "It is far."
+    assert smol_text.whole_sentences("It is 3.5 km") == ""
     assert smol_text.whole_sentences("1. One\n2. Two.") == smol_text.whole_sentences("no end") == ""
 
 
@@ -244,3 +246,10 @@ def test_folders_that_hold_something_else_are_not_replaced(tmp_path: Path, monke
     with pytest.raises(LlavaError, match="something else than a model"):
         embed_model.main(EMBEDDED["llava-smol"], tmp_path)
     assert (tmp_path / "precious.txt").read_text() == "mine"
+
+
+def test_an_adapter_over_an_llm_that_was_trained_whole_is_not_embedded(tmp_path: Path) -> None:
+    (tmp_path / "run" / "adapter").mkdir(parents=True)
+    (tmp_path / "run" / "llm.safetensors").touch()
+    with pytest.raises(LlavaError, match="an LLM of its own"):
+        embed_model.main(tmp_path / "run", tmp_path / "embedded")

@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 
 HELP = """Talk with a model about images and videos.
 
-With `--prompt`, answers it first. Where there is a terminal, the conversation then goes on; the model keeps the
-images in mind. In it, `/image FILE` and `/video FILE` add one to the next message, `/reset` begins anew, `/quit` ends.
+With `--prompt`, answers it first; an embedded model without any begins with a picture of its own. Where there is a
+terminal, the conversation then goes on; the model keeps the images in mind. In it, `/image FILE` and `/video FILE` add
+one to the next message, `/reset` begins anew, `/quit` ends.
 
 Examples:
 
@@ -69,13 +70,17 @@ def run(
     import llava
     from llava.cli.progress import bars
     from llava.engine.sampling import Sampling
-    from llava.registry import ABOUT_EMBEDDED, EMBEDDED
+    from llava.registry import ABOUT_EMBEDDED, EMBEDDED, EXAMPLE
 
     sampling = Sampling(max_new_tokens, temperature, top_p, top_k, seed)
     with bars() as progress:
         assistant = llava.load(
             model, precision=precision, beside_8bit=beside_8bit, template=template, progress=progress.bytes
         )
+    about = ABOUT_EMBEDDED if model in EMBEDDED else ""
+    if about and prompt is None and not visuals:
+        visuals, prompt = open_visuals([EXAMPLE], [], frames, fps), "What is this?"
+        typer.echo(f"/image {EXAMPLE}", err=True)
     conversation: list[Message] = []
     if prompt is not None:
         if interactive:
@@ -84,7 +89,9 @@ def run(
         conversation.append(_answer(assistant, conversation, sampling))
         visuals = []
     if interactive:
-        _converse(assistant, conversation, visuals, sampling, frames, fps, ABOUT_EMBEDDED if model in EMBEDDED else "")
+        _converse(assistant, conversation, visuals, sampling, frames, fps, about)
+    elif about:
+        typer.echo(f"\n{about}", err=True)
 
 
 def _answer(assistant: "Assistant", conversation: list[Message], sampling: "Sampling") -> Message:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from llava.registry import ABOUT_EMBEDDED
+from llava.registry import ABOUT_EMBEDDED, EXAMPLE
 
 SHAPE = Path(__file__).parents[2] / "examples" / "shape.png"
 
@@ -17,6 +17,23 @@ def read_until(terminal: int, text: str) -> str:
     while text not in seen:
         seen += os.read(terminal, 4096).decode().replace("\r\n", "\n")
     return seen
+
+
+def test_the_embedded_model_begins_with_a_picture_of_its_own() -> None:
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-c", "from llava.cli import main; main()", "chat"]
+    environment = {**os.environ, "TERM": "dumb", "COLUMNS": "400"}
+    with subprocess.Popen(
+        command, stdin=theirs, stdout=theirs, stderr=subprocess.PIPE, text=True, env=environment
+    ) as p:
+        os.close(theirs)
+        assert "tiger" in read_until(ours, "\n> ").split("What is this?")[-1]
+        os.write(ours, b"/quit\n")
+        assert p.wait(timeout=60) == 0
+        os.close(ours)
+        assert p.stderr is not None
+        told = p.stderr.read()
+    assert f"/image {EXAMPLE}\n" in told and ABOUT_EMBEDDED in told
 
 
 def test_a_conversation_keeps_the_picture_tells_mistakes_and_says_what_the_model_is() -> None:
