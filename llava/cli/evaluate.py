@@ -81,6 +81,8 @@ def run(
         else:
             questions = easy_vqa.load_questions("test", progress.bytes)
         storage = storage_for(folder, precision, beside_8bit)
+        if shuffle_images:
+            questions = question.shuffle_images(questions)
         settings = {
             "benchmark": benchmark,
             "model": model,
@@ -92,8 +94,6 @@ def run(
             "precision": storage.precision,
             "beside_8bit": storage.beside_8bit,
         }
-        if shuffle_images:
-            questions = question.shuffle_images(questions)
         if base:
             questions = [one for one in questions if one.image is None]
             assistant = _untuned(folder, storage, progress.bytes)

@@ -59,11 +59,13 @@ def choose(questions: list[Question], limit: int | None, seed: int = 0) -> list[
 def shuffle_images(questions: list[Question], seed: int = 0) -> list[Question]:
     """Show each question another picture of its kind: all of one picture's get the same one, and no picture stays.
 
-    A picture is of the kind of its first question; one that is alone in its kind is exchanged with those of another.
+    A picture is of the kind that its questions have; those with questions of several kinds are a kind of their own, and
+    one that is alone in its kind is exchanged with those of another.
     """
     kinds: dict[str, list[Path]] = {}
     for image, asked in by_image(questions).items():
-        kinds.setdefault(asked[0].kind, []).append(image)
+        kind = asked[0].kind if len({one.kind for one in asked}) == 1 else ""
+        kinds.setdefault(kind, []).append(image)
     groups = [images for images in kinds.values() if len(images) > 1]
     if alone := [images[0] for images in kinds.values() if len(images) == 1]:
         groups = [[*alone, *(groups[0] if groups else [])], *groups[1:]]
