@@ -1,5 +1,6 @@
 """Names, colours and the split, on pictures and a dictionary made here."""
 
+import random
 from functools import partial
 from pathlib import Path
 
@@ -8,7 +9,16 @@ import PIL.ImageDraw
 import pytest
 
 from llava.errors import LlavaError
-from llava.pictures.catalogue import Entry, cleaned, colour_of, difference_hash, name_of, near_groups, trimmed
+from llava.pictures.catalogue import (
+    Entry,
+    _split,
+    cleaned,
+    colour_of,
+    difference_hash,
+    name_of,
+    near_groups,
+    trimmed,
+)
 from llava.pictures.imagenet import class_names, class_offsets
 from llava.pictures.sources import Candidate
 from llava.pictures.wordnet import WordNet
@@ -125,3 +135,23 @@ def test_near_copies_are_one_group_and_others_are_not() -> None:
     assert groups[1] not in (groups[0], groups[2])
     assert near_groups([0, 0b1111, 0b11111111]) == [0, 0, 0]  # connected through the one between them
     assert near_groups([0, 0b11111]) == [0, 1]
+
+
+def test_near_copies_are_held_out_together_and_only_of_stamps_and_clip_art() -> None:
+    def entry(source: str, place: int, split: str) -> Entry:
+        return Entry(f"{source}/{place:05d}.png", source, "cat", (), None, (), None, split)
+
+    sources = [("stamps", "clipart", "openmoji", "twemoji")[i % 4] for i in range(800)]
+    entries = [entry(source, i, "style" if source == "twemoji" else "train") for i, source in enumerate(sources)]
+    code = random.Random(0)
+    hashes = [code.getrandbits(64) for _ in entries]
+    for i in range(0, 400, 40):
+        hashes[i + 1] = hashes[i] ^ 1  # a stamp and a drawing
+        hashes[i + 6] = hashes[i + 4]  # a stamp and an emoji
+    split = [one.split for one in _split(entries, hashes)]
+    assert {source for source, part in zip(sources, split, strict=True) if part == "test"} == {"stamps", "clipart"}
+    assert all(part == "style" for source, part in zip(sources, split, strict=True) if source == "twemoji")
+    assert 20 <= split.count("test") <= 60  # a tenth of 400
+    pairs = [(split[i], split[i + 1]) for i in range(0, 400, 40)]
+    assert all(one == other for one, other in pairs)
+    assert all(split[i + 4] == "train" == split[i + 6] for i in range(0, 400, 40))
