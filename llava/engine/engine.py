@@ -341,7 +341,7 @@ class Engine:
             if self._variants is not None:
                 self._variants.encode(group[0][2])
             views = torch.cat([views for _, views, _ in group]).to(self._model.device, self._model.dtype)
-            features = torch.cat([self._model.vision(part) for part in views.split(self._views)])
+            features = torch.cat([self._model.vision(part) for part in torch.split(views, self._views)])
             tokens = torch.split(self._model.project(features, layouts), [layout.num_tokens for layout in layouts])
         except Exception as error:  # noqa: BLE001  out of memory, say
             if len(group) > 1:
