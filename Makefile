@@ -30,19 +30,19 @@ parts: .venv/core
 data/llava-smol: | .venv/dev
 	$(BIN)/python scripts/smol_data.py data/llava-smol
 
-runs/llava-smol-match/run.json: | data/llava-smol
-	$(BIN)/llava train recipes/llava-smol-match.yaml
-
-runs/llava-smol-align/run.json: runs/llava-smol-match/run.json
-	$(BIN)/llava train recipes/llava-smol-align.yaml $(COMPILE)
+runs/llava-smol-align/run.json: | data/llava-smol
+	$(BIN)/llava train recipes/llava-smol-align.yaml
 
 runs/llava-smol-finetune/run.json: runs/llava-smol-align/run.json
 	$(BIN)/llava train recipes/llava-smol-finetune.yaml $(COMPILE)
 
+runs/llava-smol-finetune-2/run.json: runs/llava-smol-finetune/run.json
+	$(BIN)/llava train recipes/llava-smol-finetune-2.yaml $(COMPILE)
+
 # Retrain the embedded model from scratch, by both stages, and put it into the package. Interrupted, it goes on; to begin
 # anew, delete runs/llava-smol-* first.
-llava-smol: runs/llava-smol-finetune/run.json
-	$(BIN)/python scripts/embed_model.py runs/llava-smol-finetune llava/embedded/llava-smol
+llava-smol: runs/llava-smol-finetune-2/run.json
+	$(BIN)/python scripts/embed_model.py runs/llava-smol-finetune-2 llava/embedded/llava-smol
 
 clean:
 	rm -rf .venv build dist *.egg-info

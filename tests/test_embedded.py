@@ -38,10 +38,10 @@ def test_it_is_small_and_complete() -> None:
 def test_it_is_right_about_the_pictures_that_the_web_page_offers(smol: Assistant) -> None:
     from llava.serve import gradio_web_server as web  # imports gradio
 
-    right = {"tiger.png": "tiger", "calculators.png": "three", "bus.png": "bus", "triangle.png": "triangle"}
-    assert {name for name, _ in web._QUESTIONS} == right.keys()
-    for name, question in web._QUESTIONS:
-        assert right[name] in smol.chat([llava.Message.user(llava.Image(web.EXAMPLES / name), question)]).lower()
+    answers = [
+        smol.chat([llava.Message.user(llava.Image(web.EXAMPLES / name), question)]) for name, question in web._QUESTIONS
+    ]
+    assert answers == ["A tiger.", "No.", "A bus.", "triangle"]
 
 
 def test_it_names_shape_and_colour_and_streams_the_same(smol: Assistant) -> None:
@@ -54,16 +54,10 @@ def test_it_names_shape_and_colour_and_streams_the_same(smol: Assistant) -> None
     assert smol.usage.encoded_images == 0 and smol.usage.reused_tokens > 20
 
 
-@pytest.mark.xfail(
-    strict=True, reason="60 rows of 25,674 say what it is, of which it saw half: too few (the card says so)"
-)
-def test_it_knows_what_it_is(smol: Assistant) -> None:
-    assert "llava-smol" in smol.chat([llava.Message.user("Who are you?")])
-
-
-def test_it_names_the_picture_of_the_readme_and_a_capital(smol: Assistant) -> None:
+def test_it_names_the_picture_of_the_readme_and_knows_what_it_is(smol: Assistant) -> None:
     tiger = llava.Image(ROOT / "examples" / "tiger.png")
     assert smol.chat([llava.Message.user("What is this?", tiger)]) == "A tiger."
+    assert "llava-smol" in smol.chat([llava.Message.user("Who are you?")])
     assert "Paris" in smol.chat([llava.Message.user("What is the capital of France?")])
 
 
@@ -85,7 +79,7 @@ def test_inspect_shows_parts_text_and_ids() -> None:
     done = run("inspect", "llava-smol", "--image", str(SHAPE), "--prompt", "what color?")
     assert done.returncode == 0
     assert "<|im_start|>user\n<image>\nwhat color?<|im_end|>\n<|im_start|>assistant\n" in done.stdout
-    assert "256x256, 45 tokens at" in done.stdout
+    assert "256x256, 36 tokens at" in done.stdout
     for part in ("vision encoder", "projector", "LLM", "efficientnet_lite0", "mlp2x_gelu"):
         assert part in done.stdout
 

@@ -31,15 +31,12 @@ from scripts.smol_data import (
     PRESENT,
     SHORTEST,
     TALLEST,
-    WHERE,
     Maker,
-    Rows,
     about_chart,
     capital,
     caption_of,
     row,
     sample,
-    told_scene,
     words,
 )
 from scripts.smol_sheet import sheet
@@ -128,39 +125,6 @@ def test_what_stands_on_a_side_is_asked_by_it(maker: Maker) -> None:
     turns = [turn for _ in range(100) for turn in maker.about_scene(placed) if turn[0] in asked]
     assert {answer for _, answer in turns} == {"A fox.", "A dog."}
     assert all(asked[question] == answer for question, answer in turns)
-
-
-def test_where_two_things_are_is_asked_of_both_and_told_in_the_caption(maker: Maker) -> None:
-    entries = {entry.name: entry for entry in maker.entries}
-    fox, dog = Placed(entries["fox"], 0.5, 0.9), Placed(entries["dog"], 0.5, 0.1)
-    right = {form.format(one=a, other=b): answer for form in WHERE for a, b, answer in
-             (("fox", "dog", "Below."), ("dog", "fox", "Above."))}  # fmt: skip
-    right |= {form.format(place=place): answer for form in PLACE for place, answer in
-              (("at the top", "A dog."), ("at the bottom", "A fox."))}  # fmt: skip
-    turns = [turn for _ in range(100) for turn in maker.about_pair([fox, dog])]
-    assert all(right[question] == answer for question, answer in turns)
-    assert {answer for _, answer in turns} == set(right.values())
-    assert told_scene([fox, dog]) == "A fox below a dog."
-    assert told_scene([Placed(entries["fox"], 0.9, 0.5), Placed(entries["apple"], 0.1, 0.5)]) == (
-        "A fox to the right of an apple."
-    )
-    unclear = [fox, Placed(entries["dog"], 0.4, 0.8)]
-    assert maker.about_pair(unclear) == [] and told_scene(unclear) == "A fox and a dog."
-    assert told_scene([dog, dog, fox]) == "Two dogs and a fox."
-
-
-def test_captions_name_a_thing_before_its_colour_and_its_kind(maker: Maker) -> None:
-    told = {maker.told(maker.entries[0]) for _ in range(100)}
-    assert told == {"An apple.", "An apple. Red.", "An apple. A thing.", "An apple. Red. A thing."}
-    assert {maker.told(maker.entries[0], coloured=False) for _ in range(100)} == {"An apple.", "An apple. A thing."}
-
-
-def test_both_files_of_captions_have_their_pictures_in_the_same_order() -> None:
-    rows = Rows()
-    rows.caption("a", "a.jpg", "dog", "A dog.")
-    rows.caption("b", "b.jpg", "cat", "A cat.", {"imagined_class": 281})
-    assert [one["image"] for one in rows.match] == [one["image"] for one in rows.align] == ["a.jpg", "b.jpg"]
-    assert rows.match[1]["imagined_class"] == rows.align[1]["imagined_class"] == 281
 
 
 def test_a_picture_without_its_colours_is_not_asked_for_them(maker: Maker) -> None:

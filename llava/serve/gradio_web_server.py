@@ -27,7 +27,7 @@ FAILED = "This failed"  # the title of an error in the chat: not part of the con
 ABOUT = f"Answers come from the model that is chosen. {ABOUT_EMBEDDED}"
 _QUESTIONS = (
     ("tiger.png", "What is this?"),
-    ("calculators.png", "How many things are in the picture?"),
+    ("bus.png", "Is there a dog in the image?"),
     ("bus.png", "What is this: a car, a bus, a boat or a bicycle?"),
     ("triangle.png", "what shape is in the image?"),
 )
