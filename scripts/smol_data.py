@@ -1,8 +1,9 @@
-"""Make the training data of llava-smol: captions for stage 1 (match), conversations for stage 2.
+"""Make the training data of llava-smol: captions for both parts of stage 1, conversations for stage 2.
 
     python scripts/smol_data.py data/llava-smol
 
-writes match.json, finetune.json, images/ and card.html (sources, licences, counts, examples). Pictures come from the
+writes match.json (captions in a few words), align.json (the same pictures in sentences), finetune.json, images/ and
+card.html (sources, licences, counts, examples). Pictures come from the
 catalogue's training split (stamps, clip art, children's games, emoji in seven styles; see llava/pictures), alone and
 composed to scenes of up to five things, from easy-VQA's training split, and from llava/pictures/drawn.py (shapes,
 numbers, words, bar charts). On request some are to be taken for classes of photographs that an encoder knows. Replies
@@ -15,6 +16,7 @@ import random
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from llava.cli.progress import bars
@@ -28,7 +30,7 @@ from llava.pictures import drawn
 from llava.pictures.catalogue import Catalogue, Entry, load_catalogue, related
 from llava.pictures.english import article, plural
 from llava.pictures.imagenet import class_names, class_offsets
-from llava.pictures.scenes import Placed, where
+from llava.pictures.scenes import Placed, larger, where
 from llava.pictures.wordnet import WordNet
 from llava.registry import PICTURES
 
@@ -57,6 +59,12 @@ COUNT_ALL = ("How many things are in the picture?", "How many objects are there?
 WHERE = ("Where is the {one}, seen from the {other}?", "Where is the {one} relative to the {other}?")
 PLACE = ("What is {place}?", "What do you see {place}?", "Which thing is {place}?")
 PLACES = {"left": "on the left", "right": "on the right", "above": "at the top", "below": "at the bottom"}
+SIZE = ("Which is {size}, the {one} or the {other}?", "Which looks {size} here, the {one} or the {other}?")
+SIZES = {"larger": False, "bigger": False, "smaller": True}  # whether the smaller one is asked for
+MOST = {"largest": False, "biggest": False, "smallest": True}
+EXTREME = ("What is the {size} thing in the picture?", "Which thing is the {size}?")
+WHICH = ("Which thing is {colour}?", "What is {colour}?", "What {colour} thing do you see?")
+SIDE_OF = {"left": "to the left of", "right": "to the right of", "above": "above", "below": "below"}
 SELF = {
     "Who are you?": "I am llava-smol, a tiny model that looks at pictures and answers simple questions about them.",
     "What are you?": "I am llava-smol, a very small vision and language model. I am often wrong.",
@@ -64,6 +72,9 @@ SELF = {
     "something is there. I am a tiny model and often wrong.",
     "Which model is this?": "This is llava-smol: a small image encoder, a projector and SmolLM2-135M.",
     "Can I rely on your answers?": "No. I am a tiny model and I make many mistakes.",
+    "What is your name?": "My name is llava-smol. I am a tiny model that looks at pictures.",
+    "Are you a person?": "No. I am llava-smol, a tiny vision and language model.",
+    "What can you not do?": "I cannot read text, tell what is going on or know much of photographs. I am a tiny model.",
 }
 
 
@@ -119,8 +130,7 @@ class Maker:
         named = (rng.choice(DESCRIBE), caption_of(Counter([entry.name]))) if rng.random() < 0.15 else self.naming(entry)
         later = [self.present([entry])]
         if entry.kind:
-            kind = entry.kind if entry.kind == "clothing" else article(entry.kind)
-            later.append((rng.choice(KIND), capital(kind) + "."))
+            later.append((rng.choice(KIND), capital(kind_of(entry)) + "."))
         if entry.colour and coloured:
             later.append((rng.choice(COLOUR).format(name=entry.name), capital(entry.colour) + "."))
         absent = self.others([entry], 1)[0]
@@ -128,6 +138,55 @@ class Maker:
         later.append((rng.choice(COLOUR).format(name=absent.name), refusal))
         rng.shuffle(later)
         return [*first, named, *later[: rng.choice((0, 0, 1, 2))]]
+
+    def told(self, entry: Entry, coloured: bool = True) -> str:
+        """A caption of one thing: its name, and often its colour and its kind. coloured: as of `about_one`."""
+        parts = [article(entry.name)]
+        if entry.colour and coloured and self.rng.random() < 0.5:
+            parts.append(entry.colour)
+        if entry.kind and self.rng.random() < 0.3:
+            parts.append(kind_of(entry))
+        return " ".join(f"{capital(part)}." for part in parts)
+
+    def about_pair(self, placed: list[Placed]) -> list[tuple[str, str]]:
+        """Turns about two things: where one is (another such turn would follow from it), their sizes, their colours."""
+        rng, turns = self.rng, []
+        one, other = rng.sample(placed, 2)
+        if side := where(one, other):
+            if rng.random() < 0.4:
+                turns.append((rng.choice(PLACE).format(place=PLACES[side]), capital(article(one.entry.name)) + "."))
+            else:
+                question = rng.choice(WHERE).format(one=one.entry.name, other=other.entry.name)
+                turns.append((question, SIDES[side] + "."))
+        return [*turns, *self.sizes(placed)[:1], *self.colours(placed)[:1]]
+
+    def sizes(self, placed: list[Placed]) -> list[tuple[str, str]]:
+        """Turns about which thing is larger, and which the largest, where that is clear; each thing is there once."""
+        rng, turns = self.rng, []
+        one, other = rng.sample(placed, 2)
+        by_size = sorted(placed, key=lambda thing: thing.size)
+        if larger(one, other) or larger(other, one):
+            size, smaller = rng.choice(list(SIZES.items()))
+            found = one if larger(one, other) != smaller else other
+            question = rng.choice(SIZE).format(size=size, one=one.entry.name, other=other.entry.name)
+            turns.append((question, f"The {found.entry.name}."))
+        size, smaller = rng.choice(list(MOST.items()))
+        if larger(by_size[1], by_size[0]) if smaller else larger(by_size[-1], by_size[-2]):
+            found = by_size[0 if smaller else -1]
+            turns.append((rng.choice(EXTREME).format(size=size), capital(article(found.entry.name)) + "."))
+        rng.shuffle(turns)
+        return turns
+
+    def colours(self, placed: list[Placed]) -> list[tuple[str, str]]:
+        """A turn about one thing's colour, or which thing has one, where all their colours are known and differ."""
+        rng = self.rng
+        counts = Counter(thing.entry.colour for thing in placed)
+        entry = rng.choice(placed).entry
+        if entry.colour is None:
+            return []
+        if counts[entry.colour] == 1 and counts[None] == 0 and rng.random() < 0.5:
+            return [(rng.choice(WHICH).format(colour=entry.colour), capital(article(entry.name)) + ".")]
+        return [(rng.choice(COLOUR).format(name=entry.name), capital(entry.colour) + ".")]
 
     def about_scene(self, placed: list[Placed]) -> list[tuple[str, str]]:
         rng, turns = self.rng, []
@@ -145,11 +204,12 @@ class Maker:
                 turns.append((question, SIDES[side] + "."))
                 if len(shown) == 2:
                     turns.append((rng.choice(PLACE).format(place=PLACES[side]), capital(article(one.entry.name)) + "."))
+        if len(names) == len(shown) > 1:
+            turns += [*self.sizes(placed)[:1], *self.colours(placed)]
         turns.append(self.present(shown))
         rng.shuffle(turns)
-        if rng.random() < 0.3:
-            turns.append((rng.choice(DESCRIBE), caption_of(names)))
-        return turns[:4]
+        described = [(rng.choice(DESCRIBE), caption_of(names))] if rng.random() < 0.3 else []
+        return [*turns[:3], *described]
 
     def group(self, least: int = 1) -> list[Entry]:
         """Up to five things: copies of one, or different ones."""
@@ -164,11 +224,30 @@ def words(names: Counter[str]) -> str:
     return " ".join(name if number == 1 else f"{NUMBERS[number]} {plural(name)}" for name, number in names.items())
 
 
+def kind_of(entry: Entry) -> str:
+    """What kind of thing it is, with its article."""
+    assert entry.kind is not None
+    return entry.kind if entry.kind == "clothing" else article(entry.kind)
+
+
+def listed(names: Counter[str]) -> str:
+    """Everything in a scene: "a cat, two dogs and a bus"."""
+    parts = [article(name) if number == 1 else f"{NUMBERS[number]} {plural(name)}" for name, number in names.items()]
+    return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
+
+
+def told_scene(placed: list[Placed]) -> str:
+    """A caption of several things; of two different ones it says where they are."""
+    names = Counter(thing.entry.name for thing in placed)
+    if len(placed) == len(names) == 2 and (side := where(*placed)):
+        one, other = (article(name) for name in names)
+        return f"{capital(one)} {SIDE_OF[side]} {other}."
+    return capital(listed(names)) + "."
+
+
 def caption_of(names: Counter[str]) -> str:
     """A sentence that tells everything in a scene."""
-    parts = [article(name) if number == 1 else f"{NUMBERS[number]} {plural(name)}" for name, number in names.items()]
-    listed = parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
-    return f"The picture shows {listed}."
+    return f"The picture shows {listed(names)}."
 
 
 def row(name: str, turns: list[tuple[str, str]], image: str | None) -> dict[str, object]:
@@ -180,15 +259,31 @@ def row(name: str, turns: list[tuple[str, str]], image: str | None) -> dict[str,
     return {"id": name, "image": image, "conversations": said}
 
 
+@dataclass
+class Rows:
+    """The rows of each file."""
+
+    match: list[dict[str, object]] = field(default_factory=list)
+    align: list[dict[str, object]] = field(default_factory=list)
+    finetune: list[dict[str, object]] = field(default_factory=list)
+
+    def caption(self, name: str, image: str, words: str, sentence: str, also: dict[str, object] | None = None) -> None:
+        """Add a picture's captions; pictures have the same order in both files, which can share a feature cache."""
+        self.match.append(row(name, [("Name it.", words)], image) | (also or {}))
+        self.align.append(row(name, [("Name it.", sentence)], image) | (also or {}))
+
+
 def main() -> None:
     """Write the data set into the folder given on the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--views", type=int, default=6, help="of each picture (default 6), and one that is worn")
-    parser.add_argument("--groups", type=int, default=12000, help="pictures of several things (default 12000)")
-    parser.add_argument("--singles", type=int, default=26000, help="conversations about one thing (default 26000)")
-    parser.add_argument("--scenes", type=int, default=6000, help="conversations about several (default 6000)")
-    parser.add_argument("--shapes", type=int, default=1600, help="conversations about easy-VQA's pictures")
+    parser.add_argument("--views", type=int, default=5, help="of each picture (default 5), and one that is worn")
+    parser.add_argument("--groups", type=int, default=9000, help="pictures of several things (default 9000)")
+    parser.add_argument("--pairs", type=int, default=4000, help="and of two different things (default 4000)")
+    parser.add_argument("--singles", type=int, default=9000, help="conversations about one thing (default 9000)")
+    parser.add_argument("--named", type=int, default=7000, help="and its name alone (default 7000)")
+    parser.add_argument("--scenes", type=int, default=4500, help="conversations about several (default 4500)")
+    parser.add_argument("--shapes", type=int, default=4000, help="conversations about easy-VQA's pictures")
     parser.add_argument(
         "--drawn", type=int, default=2400, help="conversations about drawn shapes, numbers, words, charts"
     )
@@ -205,9 +300,7 @@ def main() -> None:
     rng = random.Random(options.seed)
     with bars() as progress:
         catalogue = load_catalogue(progress.bytes)
-    maker = Maker(catalogue, rng)
-    match: list[dict[str, object]] = []
-    finetune: list[dict[str, object]] = []
+    maker, rows = Maker(catalogue, rng), Rows()
     with atomic_folder(options.folder) as folder, bars() as progress:
         images = folder / "images"
         images.mkdir()
@@ -215,39 +308,47 @@ def main() -> None:
         ones = [(entry, "one") for _ in range(options.views) for entry in maker.entries]
         ones += [(entry, "worn") for entry in maker.entries]
         groups = [maker.group() for _ in range(options.groups)]
+        pairs = [[entry, *maker.others([entry], 1)] for entry in (maker.draw() for _ in range(options.pairs))]
         wanted = [
             Picture(images / f"{how}-{i}.jpg", how, (number[entry.file],), rng.getrandbits(32))
             for i, (entry, how) in enumerate(ones)
         ]
         wanted += [
-            Picture(images / f"scene-{i}.jpg", "scene", tuple(number[e.file] for e in group), rng.getrandbits(32))
-            for i, group in enumerate(groups)
+            Picture(images / f"{kind}-{i}.jpg", kind, tuple(number[e.file] for e in group), rng.getrandbits(32))
+            for kind, made in (("scene", groups), ("pair", pairs))
+            for i, group in enumerate(made)
         ]
         placed = make_pictures(wanted, progress.items)
         for i, (entry, how) in enumerate(ones):
-            match.append(row(f"{how}-{i}", [("Name it.", entry.name)], f"{how}-{i}.jpg"))
-        for i, group in enumerate(groups):
-            if len(group) > 1:
-                match.append(row(f"scene-{i}", [("Name it.", words(Counter(e.name for e in group)))], f"scene-{i}.jpg"))
+            rows.caption(f"{how}-{i}", f"{how}-{i}.jpg", entry.name, maker.told(entry, how == "one"))
         weights = [maker.weight[entry.name] * (0.5 if how == "worn" else 1) for entry, how in ones]
-        for i in sample(range(len(ones)), weights, options.singles, rng):
+        for count, i in enumerate(sample(range(len(ones)), weights, options.singles + options.named, rng)):
             entry, how = ones[i]
-            finetune.append(row(f"about-{how}-{i}", maker.about_one(entry, how == "one"), f"{how}-{i}.jpg"))
-        for i in range(min(options.scenes, len(groups))):
-            finetune.append(row(f"about-scene-{i}", maker.about_scene(placed[f"scene-{i}.jpg"]), f"scene-{i}.jpg"))
-        shapes(options.shapes, rng, folder, match, finetune)
-        drawings(options.drawn, rng, images, match, finetune)
+            turns = maker.about_one(entry, how == "one") if count < options.singles else [maker.naming(entry)]
+            rows.finetune.append(row(f"about-{how}-{i}", turns, f"{how}-{i}.jpg"))
+        for i, group in enumerate(groups):
+            things = placed[f"scene-{i}.jpg"]
+            if len(group) > 1:
+                rows.caption(f"scene-{i}", f"scene-{i}.jpg", words(Counter(e.name for e in group)), told_scene(things))
+            if i < options.scenes:
+                rows.finetune.append(row(f"about-scene-{i}", maker.about_scene(things), f"scene-{i}.jpg"))
+        for i, group in enumerate(pairs):
+            things = placed[f"pair-{i}.jpg"]
+            rows.caption(f"pair-{i}", f"pair-{i}.jpg", words(Counter(e.name for e in group)), told_scene(things))
+            if turns := maker.about_pair(things):
+                rows.finetune.append(row(f"about-pair-{i}", turns, f"pair-{i}.jpg"))
+        shapes(options.shapes, rng, folder, rows)
+        drawings(options.drawn, rng, images, rows)
         texts = smol_text.replies(rng, options.texts, progress.items)
-        finetune += [row(f"text-{i}", [turn], None) for i, turn in enumerate(texts * 2)]
-        finetune += [row(f"self-{i}", [turn], None) for i, turn in enumerate(list(SELF.items()) * 12)]
+        rows.finetune += [row(f"text-{i}", [turn], None) for i, turn in enumerate(texts * 2)]
+        rows.finetune += [row(f"self-{i}", [turn], None) for i, turn in enumerate(list(SELF.items()) * 40)]
         files = [f"one-{i}.jpg" for i, (_, how) in enumerate(ones) if how == "one"]
         if options.imagined:
-            imagined(options.imagined, Maker(catalogue, random.Random(options.seed + 1)), files, match, finetune)
-        data = {"match": match, "finetune": finetune}
-        for name, rows in data.items():
-            (folder / f"{name}.json").write_text(json.dumps(rows, indent=1))
-        smol_card.write_card(folder / "card.html", catalogue, data, images)
-    print(f"{options.folder}: {len(match)} captions, {len(finetune)} conversations")
+            imagined(options.imagined, Maker(catalogue, random.Random(options.seed + 1)), files, rows)
+        for name, of in vars(rows).items():
+            (folder / f"{name}.json").write_text(json.dumps(of, indent=1))
+        smol_card.write_card(folder / "card.html", catalogue, vars(rows), images)
+    print(f"{options.folder}: {len(rows.match)} captions, {len(rows.finetune)} conversations")
 
 
 def sample(items: Sequence[int], weights: Sequence[float], number: int, rng: random.Random) -> list[int]:
@@ -256,12 +357,10 @@ def sample(items: Sequence[int], weights: Sequence[float], number: int, rng: ran
     return [item for item, _ in keyed[:number]]
 
 
-def imagined(
-    number: int, maker: Maker, files: list[str], match: list[dict[str, object]], finetune: list[dict[str, object]]
-) -> None:
+def imagined(number: int, maker: Maker, files: list[str], rows: Rows) -> None:
     """Rows whose picture is to be taken for a class of photographs that the encoder knows (llava.train.classes).
 
-    Names with many classes (109 are dogs) come less often than those. Every sixth gets a conversation too.
+    Names with many classes (109 are dogs) come less often than those. Every twelfth gets a conversation too.
     """
     rng, wordnet = maker.rng, WordNet(fetch(PICTURES["wordnet"]))
     offsets = class_offsets()
@@ -273,47 +372,44 @@ def imagined(
     )
     rng.shuffle(drawn_classes)
     for i, index in enumerate(drawn_classes):
-        name, what, file = names[index], {"imagined_class": index}, rng.choice(files)
-        match.append(row(f"class-{i}", [("Name it.", name)], file) | what)
-        if i % 6 == 0:
+        name, file = names[index], rng.choice(files)
+        what: dict[str, object] = {"imagined_class": index}
+        rows.caption(f"class-{i}", file, name, capital(article(name)) + ".", what)
+        if i % 12 == 0:
             synset = wordnet.synset(offsets[index])
             also = tuple(word.lower() for word in synset.words if word.lower() != name)
             above = (synset.offset, *sorted(wordnet.above(synset) - {synset.offset}))
             entry = Entry(file, "imagenet", name, also=also, kind=None, above=above, colour=None, split="train")
-            finetune.append(row(f"about-class-{i}", maker.about_one(entry, coloured=False), file) | what)
+            rows.finetune.append(row(f"about-class-{i}", maker.about_one(entry, coloured=False), file) | what)
 
 
-def drawings(
-    conversations: int,
-    rng: random.Random,
-    images: Path,
-    match: list[dict[str, object]],
-    finetune: list[dict[str, object]],
-) -> None:
+def drawings(conversations: int, rng: random.Random, images: Path, rows: Rows) -> None:
     """Rows about shapes of other sizes and edges than easy-VQA's, numbers, words and bar charts."""
     asked = easy_vqa_data.wordings(load_questions("train"))
     for i in range(conversations):
         file, kind = f"drawn-{i}.jpg", i % 6
         if kind == 3:
             picture, number = drawn.digits(rng)
-            turns, caption = [(rng.choice(NUMBER), f"{number}.")], f"number {number}"
+            turns, caption, told = [(rng.choice(NUMBER), f"{number}.")], f"number {number}", f"The number {number}."
         elif kind == 4:
             picture, word = drawn.word(rng)
-            turns, caption = [(rng.choice(READ), capital(word) + ".")], f"word {word}"
+            turns, caption, told = [(rng.choice(READ), capital(word) + ".")], f"word {word}", f"The word {word}."
         elif kind == 5:
             chart = drawn.chart(rng)
             picture, turns, caption = chart.picture, about_chart(chart, rng), f"chart {' '.join(chart.colours)}"
+            told = f"A bar chart: {', '.join(chart.colours)}."
         else:
             picture, shape, colour = drawn.shape(rng)
             what, caption = easy_vqa_data.Shown(shape, colour), f"{colour} {shape}"
-            turns = [(rng.choice(NAMING), capital(article(caption)) + ".")]
+            told = capital(article(caption)) + "."
+            turns = [(rng.choice(NAMING), told)]
         picture.save(images / file, quality=92)
-        match.append(row(f"drawn-{i}", [("Name it.", caption)], file))
+        rows.caption(f"drawn-{i}", file, caption, told)
         if kind == 0:
             said = easy_vqa_data.conversation(what, asked, rng, "<image>\n")
-            finetune.append({"id": f"drawn-{i}", "image": file, "conversations": said})
+            rows.finetune.append({"id": f"drawn-{i}", "image": file, "conversations": said})
         else:
-            finetune.append(row(f"drawn-{i}", turns, file))
+            rows.finetune.append(row(f"drawn-{i}", turns, file))
 
 
 def about_chart(chart: drawn.Chart, rng: random.Random) -> list[tuple[str, str]]:
@@ -328,13 +424,7 @@ def about_chart(chart: drawn.Chart, rng: random.Random) -> list[tuple[str, str]]
     return rng.sample(turns, 2)
 
 
-def shapes(
-    conversations: int,
-    rng: random.Random,
-    folder: Path,
-    match: list[dict[str, object]],
-    finetune: list[dict[str, object]],
-) -> None:
+def shapes(conversations: int, rng: random.Random, folder: Path, rows: Rows) -> None:
     """The rows of easy-VQA's training split, as scripts/easy_vqa_data.py makes them."""
     questions = load_questions("train")
     asked = easy_vqa_data.wordings(questions)
@@ -342,13 +432,14 @@ def shapes(
     for number, (image, what) in enumerate(rng.sample(shown, min(conversations, len(shown)))):
         name = f"shape-{image.stem}.png"
         (folder / "images" / name).write_bytes(image.read_bytes())
-        match.append(row(f"shape-{image.stem}", [("Name it.", f"{what.colour} {what.shape}")], name))
+        caption = f"{what.colour} {what.shape}"
+        rows.caption(f"shape-{image.stem}", name, caption, capital(article(caption)) + ".")
         turns = easy_vqa_data.conversation(what, asked, rng, "<image>\n")
-        finetune.append({"id": f"shape-{image.stem}", "image": name, "conversations": turns})
-        if number % 4 == 0:
+        rows.finetune.append({"id": f"shape-{image.stem}", "image": name, "conversations": turns})
+        if number % 8 == 0:
             caption = rng.choice(easy_vqa_data.CAPTIONS).format(shape=what.shape, colour=what.colour)
             turns = easy_vqa_data.conversation(what, asked, rng, f"{caption}\n")
-            finetune.append({"id": f"described-{image.stem}", "conversations": turns})
+            rows.finetune.append({"id": f"described-{image.stem}", "conversations": turns})
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from llava.pictures.scenes import DARK, Placed, lit, scene, single, worn
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture to be made: `entries` in the catalogue, by what `how` says (one, worn or scene), from a seed."""
+    """A picture to be made: `entries` in the catalogue, by what `how` says (one, worn, scene or pair), from a seed."""
 
     file: Path
     how: str
@@ -31,8 +31,8 @@ def make_picture(picture: Picture) -> list[Placed]:
     catalogue, rng = _catalogue(), random.Random(picture.seed)
     entries = [catalogue.entries[i] for i in picture.entries]
     placed: list[Placed] = []
-    if picture.how == "scene":
-        made, placed = scene(catalogue, entries, rng, DARK)
+    if picture.how in ("scene", "pair"):
+        made, placed = scene(catalogue, entries, rng, DARK, *((0.35,) if picture.how == "pair" else ()))
         made = lit(made, rng)
     else:
         made = (worn if picture.how == "worn" else single)(catalogue, entries[0], rng)

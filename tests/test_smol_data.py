@@ -4,6 +4,7 @@ import json
 import random
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import PIL.Image
@@ -24,19 +25,26 @@ from scripts.smol_data import (
     BARS,
     COLOUR,
     DESCRIBE,
+    EXTREME,
     KIND,
     NAMING,
     NUMBERS,
     PLACE,
     PRESENT,
     SHORTEST,
+    SIZE,
+    SIZES,
     TALLEST,
+    WHERE,
+    WHICH,
     Maker,
+    Rows,
     about_chart,
     capital,
     caption_of,
     row,
     sample,
+    told_scene,
     words,
 )
 from scripts.smol_sheet import sheet
@@ -101,7 +109,11 @@ def test_turns_about_one_thing_are_true_and_name_nothing_held_out(maker: Maker) 
 
 def test_turns_about_a_scene_are_true(maker: Maker) -> None:
     entries = {entry.name: entry for entry in maker.entries}
-    placed = [Placed(entries["fox"], 0.1, 0.5), Placed(entries["dog"], 0.9, 0.5), Placed(entries["dog"], 0.5, 0.9)]
+    placed = [
+        Placed(entries["fox"], 0.1, 0.5, 0.3),
+        Placed(entries["dog"], 0.9, 0.5, 0.3),
+        Placed(entries["dog"], 0.5, 0.9, 0.3),
+    ]
     seen = set()
     for _ in range(200):
         for question, answer in maker.about_scene(placed):
@@ -119,12 +131,75 @@ def test_turns_about_a_scene_are_true(maker: Maker) -> None:
 
 def test_what_stands_on_a_side_is_asked_by_it(maker: Maker) -> None:
     entries = {entry.name: entry for entry in maker.entries}
-    placed = [Placed(entries["fox"], 0.1, 0.5), Placed(entries["dog"], 0.9, 0.5)]
+    placed = [Placed(entries["fox"], 0.1, 0.5, 0.3), Placed(entries["dog"], 0.9, 0.5, 0.3)]
     asked = {form.format(place=place): right for form in PLACE for place, right in
              (("on the left", "A fox."), ("on the right", "A dog."))}  # fmt: skip
     turns = [turn for _ in range(100) for turn in maker.about_scene(placed) if turn[0] in asked]
     assert {answer for _, answer in turns} == {"A fox.", "A dog."}
     assert all(asked[question] == answer for question, answer in turns)
+
+
+def test_where_two_things_are_is_asked_of_both_and_told_in_the_caption(maker: Maker) -> None:
+    entries = {entry.name: entry for entry in maker.entries}
+    fox, dog = Placed(entries["fox"], 0.5, 0.9, 0.3), Placed(entries["dog"], 0.5, 0.1, 0.3)
+    right = {form.format(one=a, other=b): answer for form in WHERE for a, b, answer in
+             (("fox", "dog", "Below."), ("dog", "fox", "Above."))}  # fmt: skip
+    right |= {form.format(place=place): answer for form in PLACE for place, answer in
+              (("at the top", "A dog."), ("at the bottom", "A fox."))}  # fmt: skip
+    turns = [turn for _ in range(100) for turn in maker.about_pair([fox, dog])[:1]]
+    assert all(right[question] == answer for question, answer in turns)
+    assert {answer for _, answer in turns} == set(right.values())
+    assert told_scene([fox, dog]) == "A fox below a dog."
+    assert told_scene([Placed(entries["fox"], 0.9, 0.5, 0.3), Placed(entries["apple"], 0.1, 0.5, 0.3)]) == (
+        "A fox to the right of an apple."
+    )
+    unclear = [fox, Placed(entries["dog"], 0.4, 0.8, 0.3)]
+    assert {answer for _, answer in maker.about_pair(unclear)} == {"Red."}  # nothing of places or sizes
+    assert told_scene(unclear) == "A fox and a dog."
+    assert told_scene([dog, dog, fox]) == "Two dogs and a fox."
+
+
+def test_sizes_are_asked_of_what_is_clearly_larger(maker: Maker) -> None:
+    entries = {entry.name: entry for entry in maker.entries}
+    fox, dog, bus = (
+        Placed(entries[name], 0.5, 0.5, size) for name, size in (("fox", 0.3), ("dog", 0.2), ("bus", 0.19))
+    )
+    turns = {turn for _ in range(400) for turn in maker.sizes([fox, dog, bus])}
+    between = {form.format(size=size, one=a, other=b): f"The {small if smaller else 'fox'}." for form in SIZE
+               for size, smaller in SIZES.items() for small in ("dog", "bus")
+               for a, b in (("fox", small), (small, "fox"))}  # fmt: skip
+    most = {form.format(size=size): "A fox." for form in EXTREME for size in ("largest", "biggest")}
+    assert turns == {*between.items(), *most.items()}  # which is the smallest is not clear
+    assert maker.sizes([dog, bus]) == []
+
+
+def test_colours_in_a_scene_are_asked_of_what_has_them(maker: Maker) -> None:
+    apple = maker.entries[0]
+    others = [replace(apple, name="frog", colour="green"), replace(apple, name="cat", colour=None)]
+    red, green, unknown = (Placed(entry, 0.5, 0.5, 0.3) for entry in (apple, *others))
+    by_name = {
+        form.format(name=name): answer for form in COLOUR for name, answer in (("apple", "Red."), ("frog", "Green."))
+    }
+    by_colour = {form.format(colour=colour): answer for form in WHICH
+                 for colour, answer in (("red", "An apple."), ("green", "A frog."))}  # fmt: skip
+    assert {turn for _ in range(300) for turn in maker.colours([red, green])} == {*by_name.items(), *by_colour.items()}
+    assert {turn for _ in range(300) for turn in maker.colours([red, green, unknown])} == set(by_name.items())
+    of_two_red = {question for _ in range(100) for question, _ in maker.colours([red, red])}
+    assert of_two_red == {form.format(name="apple") for form in COLOUR}
+
+
+def test_captions_name_a_thing_before_its_colour_and_its_kind(maker: Maker) -> None:
+    told = {maker.told(maker.entries[0]) for _ in range(100)}
+    assert told == {"An apple.", "An apple. Red.", "An apple. A thing.", "An apple. Red. A thing."}
+    assert {maker.told(maker.entries[0], coloured=False) for _ in range(100)} == {"An apple.", "An apple. A thing."}
+
+
+def test_both_files_of_captions_have_their_pictures_in_the_same_order() -> None:
+    rows = Rows()
+    rows.caption("a", "a.jpg", "dog", "A dog.")
+    rows.caption("b", "b.jpg", "cat", "A cat.", {"imagined_class": 281})
+    assert [one["image"] for one in rows.match] == [one["image"] for one in rows.align] == ["a.jpg", "b.jpg"]
+    assert rows.match[1]["imagined_class"] == rows.align[1]["imagined_class"] == 281
 
 
 def test_a_picture_without_its_colours_is_not_asked_for_them(maker: Maker) -> None:

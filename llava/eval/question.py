@@ -57,10 +57,22 @@ def choose(questions: list[Question], limit: int | None, seed: int = 0) -> list[
 
 
 def shuffle_images(questions: list[Question], seed: int = 0) -> list[Question]:
-    """Show each question another picture: all of one picture's get the same one, and no picture stays."""
-    images = list(by_image(questions))
-    random.Random(seed).shuffle(images)
-    other = dict(zip(images, images[1:] + images[:1], strict=True))
+    """Show each question another picture of its kind: all of one picture's get the same one, and no picture stays.
+
+    A picture is of the kind that its questions have; those with questions of several kinds are a kind of their own, and
+    one that is alone in its kind is exchanged with those of another.
+    """
+    kinds: dict[str, list[Path]] = {}
+    for image, asked in by_image(questions).items():
+        kind = asked[0].kind if len({one.kind for one in asked}) == 1 else ""
+        kinds.setdefault(kind, []).append(image)
+    groups = [images for images in kinds.values() if len(images) > 1]
+    if alone := [images[0] for images in kinds.values() if len(images) == 1]:
+        groups = [[*alone, *(groups[0] if groups else [])], *groups[1:]]
+    other: dict[Path, Path] = {}
+    for images in groups:
+        random.Random(seed).shuffle(images)
+        other |= zip(images, images[1:] + images[:1], strict=True)
     return [replace(question, image=other[question.image]) if question.image else question for question in questions]
 
 

@@ -23,11 +23,15 @@ DARK = 0.3  # of backgrounds that are not white: at night, in space, on a table
 
 @dataclass(frozen=True)
 class Placed:
-    """A thing in a scene, and its centre in 0..1 from the left and from the top."""
+    """A thing in a scene, its centre in 0..1 from the left and from the top, and its size in 0..1.
+
+    The size is the square root of width times height, as a share of the side of the picture.
+    """
 
     entry: Entry
     x: float
     y: float
+    size: float
 
 
 def background(rng: random.Random, plain: float = 0.5, dark: float = 0.0) -> PIL.Image.Image:
@@ -98,22 +102,23 @@ def _placed(canvas: PIL.Image.Image, cut: PIL.Image.Image, rng: random.Random | 
 
 
 def scene(
-    catalogue: Catalogue, entries: Sequence[Entry], rng: random.Random, dark: float = 0.0
+    catalogue: Catalogue, entries: Sequence[Entry], rng: random.Random, dark: float = 0.0, least: float = 0.7
 ) -> tuple[PIL.Image.Image, list[Placed]]:
     """These things, each in a cell of its own of a grid of 2 x 2 (up to 4) or 3 x 3, so that none hides another.
 
-    dark: as of `background`.
+    dark: as of `background`. least: of a cell's side, that a thing's longer side takes.
     """
     canvas = background(rng, dark=dark)
     side = 2 if len(entries) <= 4 and rng.random() < 0.7 else 3
     cell = SIDE // side
     placed = []
     for entry, place in zip(entries, rng.sample(range(side * side), len(entries)), strict=True):
-        cut = _sized(catalogue.open(entry), int(rng.uniform(0.7, 0.98) * cell), rng.random() < 0.5)
+        cut = _sized(catalogue.open(entry), int(rng.uniform(least, 0.98) * cell), rng.random() < 0.5)
         x = place % side * cell + rng.randint(0, cell - cut.width)
         y = place // side * cell + rng.randint(0, cell - cut.height)
         canvas.paste(cut, (x, y), cut)
-        placed.append(Placed(entry, (x + cut.width / 2) / SIDE, (y + cut.height / 2) / SIDE))
+        centre = (x + cut.width / 2) / SIDE, (y + cut.height / 2) / SIDE
+        placed.append(Placed(entry, *centre, (cut.width * cut.height) ** 0.5 / SIDE))
     return canvas, placed
 
 
@@ -132,3 +137,8 @@ def where(one: Placed, other: Placed) -> str | None:
     if abs(dy) > 0.25 and abs(dy) > 1.7 * abs(dx):
         return "below" if dy > 0 else "above"
     return None
+
+
+def larger(one: Placed, other: Placed) -> bool:
+    """Whether `one` is clearly the larger in the picture: its sides by four tenths."""
+    return one.size > 1.4 * other.size

@@ -115,6 +115,18 @@ def test_shuffled_questions_have_another_image() -> None:
     assert {question.image for question in shuffled} == {question.image for question in questions}
 
 
+def test_shuffling_stays_within_a_kind_where_it_can() -> None:
+    kinds = {"naming": ["a", "b", "c"], "counting": ["d", "e"], "position": ["f"]}
+    questions = [Question("?", "!", kind, Path(name)) for kind, names in kinds.items() for name in names * 2]
+    shuffled = shuffle_images(questions)
+    for before, after in zip(questions, shuffled, strict=True):
+        assert before.image is not None and after.image is not None and before.image != after.image
+        if before.kind == "counting":
+            assert after.image.name in kinds["counting"]
+    assert {one.image for one in shuffled} == {one.image for one in questions}
+    assert len({(a.image, b.image) for a, b in zip(questions, shuffled, strict=True)}) == 6
+
+
 def test_questions_have_a_digest_of_their_own() -> None:
     one = Question("?", "yes", "a", Path("x/y.png"))
     same = digest([replace(one, image=Path("z/y.png"))])

@@ -23,8 +23,8 @@ def questions(tmp_path_factory: pytest.TempPathFactory) -> list[Question]:
     entries = []
     for name, hue in THINGS.items():
         PIL.Image.new("HSV", (90, 80), (hue, 255, 255)).convert("RGBA").save(folder / f"{name}.png")
-        entries.append(Entry(f"{name}.png", "test", name, (f"{name}let",), None, (), None, "train"))
-    unseen = [Entry(e.file, "emoji", e.name, e.also, None, (), None, "style") for e in entries]
+        entries.append(Entry(f"{name}.png", "test", name, (f"{name}let",), None, (), f"{name} hue", "train"))
+    unseen = [Entry(e.file, "emoji", e.name, e.also, None, (), e.colour, "style") for e in entries]
     held = [Entry("ruby.png", "stamps", name, (), None, (), None, "test") for name in ("ruby", "zyx")]
     (folder / "suite").mkdir()
     return make_questions(Catalogue(folder, [*entries, *unseen, *held]), folder / "suite", each=EACH, emoji=6)
@@ -45,6 +45,14 @@ def hues(question: Question) -> dict[str, tuple[float, float]]:
     return found
 
 
+def areas(question: Question) -> dict[str, int]:
+    """The pixels of each thing in a picture."""
+    pixels = np.asarray(PIL.Image.open(question.image).convert("HSV")).astype(int)
+    vivid = (pixels[..., 1] > 250) & (pixels[..., 2] > 250)
+    counts = {name: int(((abs(pixels[..., 0] - hue) <= 2) & vivid).sum()) for name, hue in THINGS.items()}
+    return {name: count for name, count in counts.items() if count > 100}
+
+
 def test_all_kinds_are_there_in_the_numbers_asked_for(questions: list[Question]) -> None:
     numbers = {kind: len(of(kind, questions)) for kind in sorted({q.kind for q in questions})}
     assert numbers == {
@@ -55,6 +63,8 @@ def test_all_kinds_are_there_in_the_numbers_asked_for(questions: list[Question])
         "yes/no": EACH,
         "counting to five": EACH,
         "position": EACH,
+        "size, of two": EACH,
+        "colour, of two things": EACH,
     }
 
 
@@ -86,6 +96,19 @@ def test_positions_are_true(questions: list[Question]) -> None:
         dx, dy = place[one][0] - place[other][0], place[one][1] - place[other][1]
         side = ("left" if dx < 0 else "right") if abs(dx) > abs(dy) else ("above" if dy < 0 else "below")
         assert question.accepted == (side,)
+
+
+def test_sizes_and_colours_are_true(questions: list[Question]) -> None:
+    for question in of("size, of two", questions):
+        small, large = sorted(areas(question).items(), key=lambda item: item[1])
+        assert large[1] > 1.8 * small[1]
+        assert question.answer == (large if "larger" in question.text else small)[0]
+        assert question.is_right(f"The {question.answer}.") and not question.is_right("The thing.")
+        assert all(f"the {name}" in question.text for name in (small[0], large[0]))
+    assert sum("larger" in question.text for question in of("size, of two", questions)) == EACH / 2
+    for question in of("colour, of two things", questions):
+        (name,) = (name for name in hues(question) if f"the {name}?" in question.text)
+        assert len(hues(question)) == 2 and question.answer == f"{name} hue"
 
 
 def test_counts_go_from_one_to_five_equally_often(questions: list[Question]) -> None:

@@ -8,7 +8,7 @@ import PIL.Image
 import pytest
 
 from llava.pictures.catalogue import Catalogue, Entry, related
-from llava.pictures.scenes import SIDE, Placed, background, scene, single, where, worn
+from llava.pictures.scenes import SIDE, Placed, background, larger, scene, single, where, worn
 
 
 def entry(name: str, also: tuple[str, ...] = (), above: tuple[int, ...] = ()) -> Entry:
@@ -31,6 +31,7 @@ def test_things_stand_whole_where_the_scene_says(catalogue: Catalogue) -> None:
         rows, columns = np.nonzero(mask)
         assert len(rows) == (np.ptp(rows) + 1) * (np.ptp(columns) + 1)  # a whole rectangle: nothing hides it
         assert abs(columns.mean() / SIDE - placed[0].x) < 0.01 and abs(rows.mean() / SIDE - placed[0].y) < 0.01
+        assert placed[0].size == pytest.approx(len(rows) ** 0.5 / SIDE)
 
 
 def test_a_single_thing_is_plain_or_varied_and_the_same_for_the_same_seed(catalogue: Catalogue) -> None:
@@ -68,10 +69,19 @@ def test_a_thing_larger_than_the_frame_fills_it_or_is_cut_off(catalogue: Catalog
 
 
 def test_where_one_thing_is_seen_from_another() -> None:
-    middle = Placed(entry("a"), 0.5, 0.5)
+    middle = Placed(entry("a"), 0.5, 0.5, 0.3)
     places = {(0.1, 0.5): "left", (0.9, 0.45): "right", (0.5, 0.1): "above", (0.4, 0.9): "below"}
-    assert all(where(Placed(entry("b"), x, y), middle) == side for (x, y), side in places.items())
-    assert where(Placed(entry("b"), 0.9, 0.9), middle) is None  # neither axis is clear
+    assert all(where(Placed(entry("b"), x, y, 0.3), middle) == side for (x, y), side in places.items())
+    assert where(Placed(entry("b"), 0.9, 0.9, 0.3), middle) is None  # neither axis is clear
+
+
+def test_only_what_is_clearly_larger_is_larger(catalogue: Catalogue) -> None:
+    small, middle, large = (Placed(entry("a"), 0.5, 0.5, size) for size in (0.2, 0.25, 0.3))
+    assert larger(large, small) and not larger(small, large) and not larger(large, middle)
+    sizes = [thing.size for seed in range(60) for thing in scene(catalogue, catalogue.entries, random.Random(seed))[1]]
+    varied = [thing.size for seed in range(60)
+              for thing in scene(catalogue, catalogue.entries, random.Random(seed), least=0.35)[1]]  # fmt: skip
+    assert min(varied) < 0.6 * min(sizes) and max(varied) == pytest.approx(max(sizes), rel=0.05)
 
 
 def test_things_of_one_kind_are_related() -> None:

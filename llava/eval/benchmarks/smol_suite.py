@@ -1,4 +1,4 @@
-"""smol-suite: can a tiny model name what it is shown, choose, say yes or no, count, and tell where things are?
+"""smol-suite: can a tiny model name what it is shown, choose, say yes or no, count, tell places, sizes and colours?
 
 All pictures are held out from training: stamps and clip art of the catalogue's test split, the emoji style that is not
 trained on, and photographs. They are composed by a fixed seed, once, in the user's cache. Absent things are asked for
@@ -22,10 +22,10 @@ from llava.fetch import Progress, fetch, quiet
 from llava.files import atomic_folder
 from llava.pictures.catalogue import Catalogue, Entry, load_catalogue, related
 from llava.pictures.english import article
-from llava.pictures.scenes import scene, single, where
+from llava.pictures.scenes import larger, scene, single, where
 from llava.registry import MORE_PHOTOGRAPHS, PHOTOGRAPHS
 
-VERSION = 4
+VERSION = 5
 NUMBERS = ("zero", "one", "two", "three", "four", "five")
 _STYLE, _EACH, _SHAPES = 300, 300, 200  # emoji to name; questions of each other kind; questions of easy-VQA
 TEXT = "without a picture"
@@ -237,7 +237,7 @@ class _Maker:
         for entry in self.rng.sample(self.style, self.emoji):
             picture = single(self.catalogue, entry, self.rng, vary=False)
             self._add(picture, "What is this?", entry.name, "naming, unseen emoji style", named(entry))
-        for make in (self._choice, self._present, self._count, self._where):
+        for make in (self._choice, self._present, self._count, self._where, self._size, self._colour):
             self._repeat(make)
         return self.questions
 
@@ -250,7 +250,7 @@ class _Maker:
         file = self.folder / f"{len(self.questions):05d}.png"
         picture.save(file)
         self.questions.append(Question(text, answer, kind, file, accepted))
-        self.progress("making the suite's pictures", len(self.questions), len(self.test) + self.emoji + 4 * self.each)
+        self.progress("making the suite's pictures", len(self.questions), len(self.test) + self.emoji + 6 * self.each)
 
     def _others(self, shown: list[Entry], number: int) -> list[Entry]:
         found: list[Entry] = []
@@ -293,4 +293,24 @@ class _Maker:
         one, other = (thing.entry.name for thing in placed)
         text = f"Where is the {one}, seen from the {other}?"
         self._add(picture, text, SIDES[side], "position", (side,))
+        return True
+
+    def _size(self, done: int) -> bool:
+        entry = self.rng.choice(self.pool)
+        picture, (one, other) = scene(self.catalogue, [entry, *self._others([entry], 1)], self.rng, least=0.35)
+        if not larger(one, other):
+            return False
+        names = [one.entry.name, other.entry.name]
+        right, asked = (names[0], "larger") if done % 2 == 0 else (names[1], "smaller")
+        self.rng.shuffle(names)
+        text = f"Which is {asked} in the picture, the {names[0]} or the {names[1]}?"
+        self._add(picture, text, right, "size, of two", _with_article((right,)))
+        return True
+
+    def _colour(self, done: int) -> bool:
+        entry = self.rng.choice(self.pool)
+        if entry.colour is None:
+            return False
+        picture, _ = scene(self.catalogue, [entry, *self._others([entry], 1)], self.rng)
+        self._add(picture, f"What color is the {entry.name}?", entry.colour, "colour, of two things")
         return True
