@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 # Where there is a C++ compiler, training compiles the LLM.
 COMPILE := $(if $(shell command -v g++),compile=true)
 
-.PHONY: chat test check lint types parts llava-smol clean
+.PHONY: chat test check lint types parts llava-smol llava-smol-night clean
 
 chat: .venv/core
 	$(BIN)/llava chat llava-smol --image examples/tiger.png --prompt "What is this?"
@@ -30,8 +30,11 @@ parts: .venv/core
 data/llava-smol: | .venv/dev
 	$(BIN)/python scripts/smol_data.py data/llava-smol
 
-runs/llava-smol-align/run.json: | data/llava-smol
-	$(BIN)/llava train recipes/llava-smol-align.yaml
+runs/llava-smol-match/run.json: | data/llava-smol
+	$(BIN)/llava train recipes/llava-smol-match.yaml
+
+runs/llava-smol-align/run.json: runs/llava-smol-match/run.json
+	$(BIN)/llava train recipes/llava-smol-align.yaml $(COMPILE)
 
 runs/llava-smol-finetune/run.json: runs/llava-smol-align/run.json
 	$(BIN)/llava train recipes/llava-smol-finetune.yaml $(COMPILE)
@@ -39,9 +42,13 @@ runs/llava-smol-finetune/run.json: runs/llava-smol-align/run.json
 runs/llava-smol-finetune-2/run.json: runs/llava-smol-finetune/run.json
 	$(BIN)/llava train recipes/llava-smol-finetune-2.yaml $(COMPILE)
 
-# Retrain the embedded model from scratch, by both stages, and put it into the package. Interrupted, it goes on; to begin
-# anew, delete runs/llava-smol-* first.
-llava-smol: runs/llava-smol-finetune-2/run.json
+# Retrain the embedded model from scratch, by both stages, and put it into the package: what a hundred minutes give. What
+# the package comes with has gone on from there for two hours: llava-smol-night. Interrupted, they go on; to begin anew,
+# delete runs/llava-smol-* first.
+llava-smol: runs/llava-smol-finetune/run.json
+	$(BIN)/python scripts/embed_model.py runs/llava-smol-finetune llava/embedded/llava-smol
+
+llava-smol-night: runs/llava-smol-finetune-2/run.json
 	$(BIN)/python scripts/embed_model.py runs/llava-smol-finetune-2 llava/embedded/llava-smol
 
 clean:

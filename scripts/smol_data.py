@@ -27,7 +27,8 @@ from llava.eval.question import by_image
 from llava.fetch import fetch
 from llava.files import atomic_folder
 from llava.pictures import drawn
-from llava.pictures.catalogue import Catalogue, Entry, load_catalogue, related
+from llava.pictures.catalogue import NOT_NAMES, Catalogue, Entry, load_catalogue, related
+from llava.pictures.colours import has_colour_word
 from llava.pictures.english import article, plural
 from llava.pictures.imagenet import class_names, class_offsets
 from llava.pictures.scenes import Placed, larger, where
@@ -59,10 +60,11 @@ COUNT_ALL = ("How many things are in the picture?", "How many objects are there?
 WHERE = ("Where is the {one}, seen from the {other}?", "Where is the {one} relative to the {other}?")
 PLACE = ("What is {place}?", "What do you see {place}?", "Which thing is {place}?")
 PLACES = {"left": "on the left", "right": "on the right", "above": "at the top", "below": "at the bottom"}
-SIZE = ("Which is {size}, the {one} or the {other}?", "Which looks {size} here, the {one} or the {other}?")
+SIZE = (
+    "Which is {size} in the picture, the {one} or the {other}?",
+    "Which looks {size} here, the {one} or the {other}?",
+)
 SIZES = {"larger": False, "bigger": False, "smaller": True}  # whether the smaller one is asked for
-MOST = {"largest": False, "biggest": False, "smallest": True}
-EXTREME = ("What is the {size} thing in the picture?", "Which thing is the {size}?")
 WHICH = ("Which thing is {colour}?", "What is {colour}?", "What {colour} thing do you see?")
 SIDE_OF = {"left": "to the left of", "right": "to the right of", "above": "above", "below": "below"}
 SELF = {
@@ -74,7 +76,7 @@ SELF = {
     "Can I rely on your answers?": "No. I am a tiny model and I make many mistakes.",
     "What is your name?": "My name is llava-smol. I am a tiny model that looks at pictures.",
     "Are you a person?": "No. I am llava-smol, a tiny vision and language model.",
-    "What can you not do?": "I cannot read text, tell what is going on or know much of photographs. I am a tiny model.",
+    "What can you not do?": "I cannot read sentences or tell what is going on. I am a tiny model, often wrong.",
 }
 
 
@@ -88,7 +90,7 @@ class Maker:
 
     def __init__(self, catalogue: Catalogue, rng: random.Random) -> None:
         self.catalogue, self.rng = catalogue, rng
-        self.entries = catalogue.of("train")
+        self.entries = [entry for entry in catalogue.of("train") if entry.name not in NOT_NAMES]
         counts = Counter(entry.name for entry in self.entries)
         self.weight = {name: 1 / count**0.5 for name, count in counts.items()}  # names with many pictures less often
         self.weights = [self.weight[entry.name] for entry in self.entries]
@@ -131,7 +133,7 @@ class Maker:
         later = [self.present([entry])]
         if entry.kind:
             later.append((rng.choice(KIND), capital(kind_of(entry)) + "."))
-        if entry.colour and coloured:
+        if entry.colour and coloured and not has_colour_word(entry.name):
             later.append((rng.choice(COLOUR).format(name=entry.name), capital(entry.colour) + "."))
         absent = self.others([entry], 1)[0]
         refusal = f"There is no {absent.name} in the picture. It shows {article(entry.name)}."
@@ -142,7 +144,7 @@ class Maker:
     def told(self, entry: Entry, coloured: bool = True) -> str:
         """A caption of one thing: its name, and often its colour and its kind. coloured: as of `about_one`."""
         parts = [article(entry.name)]
-        if entry.colour and coloured and self.rng.random() < 0.5:
+        if entry.colour and coloured and not has_colour_word(entry.name) and self.rng.random() < 0.5:
             parts.append(entry.colour)
         if entry.kind and self.rng.random() < 0.3:
             parts.append(kind_of(entry))
@@ -158,33 +160,26 @@ class Maker:
             else:
                 question = rng.choice(WHERE).format(one=one.entry.name, other=other.entry.name)
                 turns.append((question, SIDES[side] + "."))
-        return [*turns, *self.sizes(placed)[:1], *self.colours(placed)[:1]]
+        return [*turns, *self.sizes(placed), *self.colours(placed)]
 
     def sizes(self, placed: list[Placed]) -> list[tuple[str, str]]:
-        """Turns about which thing is larger, and which the largest, where that is clear; each thing is there once."""
-        rng, turns = self.rng, []
-        one, other = rng.sample(placed, 2)
-        by_size = sorted(placed, key=lambda thing: thing.size)
-        if larger(one, other) or larger(other, one):
-            size, smaller = rng.choice(list(SIZES.items()))
-            found = one if larger(one, other) != smaller else other
-            question = rng.choice(SIZE).format(size=size, one=one.entry.name, other=other.entry.name)
-            turns.append((question, f"The {found.entry.name}."))
-        size, smaller = rng.choice(list(MOST.items()))
-        if larger(by_size[1], by_size[0]) if smaller else larger(by_size[-1], by_size[-2]):
-            found = by_size[0 if smaller else -1]
-            turns.append((rng.choice(EXTREME).format(size=size), capital(article(found.entry.name)) + "."))
-        rng.shuffle(turns)
-        return turns
+        """A turn about which of two things is larger, where that is clear."""
+        one, other = self.rng.sample(placed, 2)
+        if not (larger(one, other) or larger(other, one)):
+            return []
+        size, smaller = self.rng.choice(list(SIZES.items()))
+        found = one if larger(one, other) != smaller else other
+        question = self.rng.choice(SIZE).format(size=size, one=one.entry.name, other=other.entry.name)
+        return [(question, f"The {found.entry.name}.")]
 
     def colours(self, placed: list[Placed]) -> list[tuple[str, str]]:
         """A turn about one thing's colour, or which thing has one, where all their colours are known and differ."""
         rng = self.rng
-        counts = Counter(thing.entry.colour for thing in placed)
+        counts = Counter((thing.entry.colour or "").removeprefix("light ") for thing in placed)
         entry = rng.choice(placed).entry
-        if entry.colour is None:
+        if entry.colour is None or has_colour_word(entry.name):
             return []
-        if counts[entry.colour] == 1 and counts[None] == 0 and rng.random() < 0.5:
+        if counts[entry.colour.removeprefix("light ")] == 1 and counts[""] == 0 and rng.random() < 0.5:
             return [(rng.choice(WHICH).format(colour=entry.colour), capital(article(entry.name)) + ".")]
         return [(rng.choice(COLOUR).format(name=entry.name), capital(entry.colour) + ".")]
 
@@ -200,12 +195,13 @@ class Maker:
             pairs = [(a, b, side) for a in unique for b in unique if a is not b and (side := where(a, b))]
             if pairs:
                 one, other, side = rng.choice(pairs)
-                question = rng.choice(WHERE).format(one=one.entry.name, other=other.entry.name)
-                turns.append((question, SIDES[side] + "."))
-                if len(shown) == 2:
+                if len(shown) == 2 and rng.random() < 0.5:
                     turns.append((rng.choice(PLACE).format(place=PLACES[side]), capital(article(one.entry.name)) + "."))
+                else:
+                    question = rng.choice(WHERE).format(one=one.entry.name, other=other.entry.name)
+                    turns.append((question, SIDES[side] + "."))
         if len(names) == len(shown) > 1:
-            turns += [*self.sizes(placed)[:1], *self.colours(placed)]
+            turns += self.colours(placed)
         turns.append(self.present(shown))
         rng.shuffle(turns)
         described = [(rng.choice(DESCRIBE), caption_of(names))] if rng.random() < 0.3 else []

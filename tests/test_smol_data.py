@@ -4,12 +4,14 @@ import json
 import random
 import re
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import PIL.Image
 import pytest
 
+import llava
 from llava.errors import LlavaError
 from llava.eval.benchmarks.smol_suite import without_picture
 from llava.eval.runner import Answer
@@ -19,13 +21,12 @@ from llava.pictures.english import article, plural
 from llava.pictures.scenes import Placed
 from llava.registry import EMBEDDED
 from llava.train.data import messages_of
-from scripts import embed_model, smol_data, smol_text
+from scripts import embed_model, smol_data, smol_pictures, smol_text
 from scripts.smol_card import write_card
 from scripts.smol_data import (
     BARS,
     COLOUR,
     DESCRIBE,
-    EXTREME,
     KIND,
     NAMING,
     NUMBERS,
@@ -71,6 +72,13 @@ def maker() -> Maker:
         ("mantis", "a mantis", "mantises"),
         ("glasses", "glasses", "glasses"),
         ("fox", "a fox", "foxes"),
+        ("snowman", "a snowman", "snowmen"),
+        ("woman", "a woman", "women"),
+        ("computer mouse", "a computer mouse", "computer mice"),
+        ("hourglass", "an hourglass", "hourglasses"),
+        ("maple leaf", "a maple leaf", "maple leaves"),
+        ("one piece swimsuit", "a one piece swimsuit", "one piece swimsuits"),
+        ("human", "a human", "humans"),
     ],
 )
 def test_articles_and_plurals(name: str, one: str, several: str) -> None:
@@ -110,9 +118,9 @@ def test_turns_about_one_thing_are_true_and_name_nothing_held_out(maker: Maker) 
 def test_turns_about_a_scene_are_true(maker: Maker) -> None:
     entries = {entry.name: entry for entry in maker.entries}
     placed = [
-        Placed(entries["fox"], 0.1, 0.5, 0.3),
-        Placed(entries["dog"], 0.9, 0.5, 0.3),
-        Placed(entries["dog"], 0.5, 0.9, 0.3),
+        Placed(entries["fox"], 0.1, 0.5, 0.3, 0.3),
+        Placed(entries["dog"], 0.9, 0.5, 0.3, 0.3),
+        Placed(entries["dog"], 0.5, 0.9, 0.3, 0.3),
     ]
     seen = set()
     for _ in range(200):
@@ -131,7 +139,7 @@ def test_turns_about_a_scene_are_true(maker: Maker) -> None:
 
 def test_what_stands_on_a_side_is_asked_by_it(maker: Maker) -> None:
     entries = {entry.name: entry for entry in maker.entries}
-    placed = [Placed(entries["fox"], 0.1, 0.5, 0.3), Placed(entries["dog"], 0.9, 0.5, 0.3)]
+    placed = [Placed(entries["fox"], 0.1, 0.5, 0.3, 0.3), Placed(entries["dog"], 0.9, 0.5, 0.3, 0.3)]
     asked = {form.format(place=place): right for form in PLACE for place, right in
              (("on the left", "A fox."), ("on the right", "A dog."))}  # fmt: skip
     turns = [turn for _ in range(100) for turn in maker.about_scene(placed) if turn[0] in asked]
@@ -141,7 +149,7 @@ def test_what_stands_on_a_side_is_asked_by_it(maker: Maker) -> None:
 
 def test_where_two_things_are_is_asked_of_both_and_told_in_the_caption(maker: Maker) -> None:
     entries = {entry.name: entry for entry in maker.entries}
-    fox, dog = Placed(entries["fox"], 0.5, 0.9, 0.3), Placed(entries["dog"], 0.5, 0.1, 0.3)
+    fox, dog = Placed(entries["fox"], 0.5, 0.9, 0.3, 0.3), Placed(entries["dog"], 0.5, 0.1, 0.3, 0.3)
     right = {form.format(one=a, other=b): answer for form in WHERE for a, b, answer in
              (("fox", "dog", "Below."), ("dog", "fox", "Above."))}  # fmt: skip
     right |= {form.format(place=place): answer for form in PLACE for place, answer in
@@ -150,10 +158,10 @@ def test_where_two_things_are_is_asked_of_both_and_told_in_the_caption(maker: Ma
     assert all(right[question] == answer for question, answer in turns)
     assert {answer for _, answer in turns} == set(right.values())
     assert told_scene([fox, dog]) == "A fox below a dog."
-    assert told_scene([Placed(entries["fox"], 0.9, 0.5, 0.3), Placed(entries["apple"], 0.1, 0.5, 0.3)]) == (
+    assert told_scene([Placed(entries["fox"], 0.9, 0.5, 0.3, 0.3), Placed(entries["apple"], 0.1, 0.5, 0.3, 0.3)]) == (
         "A fox to the right of an apple."
     )
-    unclear = [fox, Placed(entries["dog"], 0.4, 0.8, 0.3)]
+    unclear = [fox, Placed(entries["dog"], 0.4, 0.8, 0.3, 0.3)]
     assert {answer for _, answer in maker.about_pair(unclear)} == {"Red."}  # nothing of places or sizes
     assert told_scene(unclear) == "A fox and a dog."
     assert told_scene([dog, dog, fox]) == "Two dogs and a fox."
@@ -161,22 +169,25 @@ def test_where_two_things_are_is_asked_of_both_and_told_in_the_caption(maker: Ma
 
 def test_sizes_are_asked_of_what_is_clearly_larger(maker: Maker) -> None:
     entries = {entry.name: entry for entry in maker.entries}
-    fox, dog, bus = (
-        Placed(entries[name], 0.5, 0.5, size) for name, size in (("fox", 0.3), ("dog", 0.2), ("bus", 0.19))
-    )
+    sizes = {"fox": 0.3, "dog": 0.2, "bus": 0.19}
+    fox, dog, bus = (Placed(entries[name], 0.5, 0.5, size, size) for name, size in sizes.items())
     turns = {turn for _ in range(400) for turn in maker.sizes([fox, dog, bus])}
-    between = {form.format(size=size, one=a, other=b): f"The {small if smaller else 'fox'}." for form in SIZE
-               for size, smaller in SIZES.items() for small in ("dog", "bus")
-               for a, b in (("fox", small), (small, "fox"))}  # fmt: skip
-    most = {form.format(size=size): "A fox." for form in EXTREME for size in ("largest", "biggest")}
-    assert turns == {*between.items(), *most.items()}  # which is the smallest is not clear
+    assert turns == {
+        (form.format(size=size, one=a, other=b), f"The {small if smaller else 'fox'}.")
+        for form in SIZE
+        for size, smaller in SIZES.items()
+        for small in ("dog", "bus")
+        for a, b in (("fox", small), (small, "fox"))
+    }
     assert maker.sizes([dog, bus]) == []
 
 
 def test_colours_in_a_scene_are_asked_of_what_has_them(maker: Maker) -> None:
     apple = maker.entries[0]
     others = [replace(apple, name="frog", colour="green"), replace(apple, name="cat", colour=None)]
-    red, green, unknown = (Placed(entry, 0.5, 0.5, 0.3) for entry in (apple, *others))
+    named = Placed(replace(apple, name="red apple"), 0.5, 0.5, 0.3, 0.3)
+    assert maker.colours([named]) == []  # the question would answer itself
+    red, green, unknown = (Placed(entry, 0.5, 0.5, 0.3, 0.3) for entry in (apple, *others))
     by_name = {
         form.format(name=name): answer for form in COLOUR for name, answer in (("apple", "Red."), ("frog", "Green."))
     }
@@ -292,3 +303,39 @@ def test_an_adapter_over_an_llm_that_was_trained_whole_is_not_embedded(tmp_path:
     (tmp_path / "run" / "llm.safetensors").touch()
     with pytest.raises(LlavaError, match="an LLM of its own"):
         embed_model.main(tmp_path / "run", tmp_path / "embedded")
+
+
+def test_the_whole_data_set_is_written_and_names_only_pictures_that_are_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hues = {name: 30 * place for place, name in enumerate(NAMES)}
+    for name, hue in hues.items():
+        PIL.Image.new("HSV", (60, 50), (hue, 255, 255)).convert("RGBA").save(tmp_path / f"{name}.png")
+    entries = [Entry(f"{name}.png", "stamps", name, (), "thing", (), "red", "train") for name in NAMES]
+    catalogue = Catalogue(tmp_path, entries)
+    monkeypatch.setattr(smol_data, "load_catalogue", lambda progress: catalogue)
+    monkeypatch.setattr(smol_pictures, "_catalogue", lambda: catalogue)
+    monkeypatch.setattr(smol_pictures, "ProcessPoolExecutor", ThreadPoolExecutor)  # which sees the lines above
+    numbers = {"views": 2, "groups": 12, "pairs": 20, "singles": 9, "named": 5, "scenes": 8, "shapes": 8, "drawn": 6}
+    told = [text for name, number in numbers.items() for text in (f"--{name}", str(number))]
+    folder = tmp_path / "data"
+    monkeypatch.setattr("sys.argv", ["smol_data.py", str(folder), *told, "--texts", "2", "--imagined", "0"])
+    smol_data.main()
+    rows = {name: json.loads((folder / f"{name}.json").read_text()) for name in ("match", "align", "finetune")}
+    assert [row["image"] for row in rows["match"]] == [row["image"] for row in rows["align"]]
+    assert len(rows["match"]) >= 3 * len(NAMES) + numbers["pairs"] + numbers["shapes"] + numbers["drawn"]
+    for name, of in rows.items():
+        assert len({row["id"] for row in of}) == len(of)
+        for one in of:
+            messages = messages_of(one, folder / "images")
+            assert messages[0].role == "user" and messages[-1].role == "assistant"
+            if "image" in one:
+                assert llava.Image(folder / "images" / one["image"]).open().size[0] >= 64
+        assert f"{name}.json: {len(of)} rows" in (folder / "card.html").read_text()
+    kinds = Counter(str(one["id"]).rsplit("-", 1)[0] for one in rows["finetune"])
+    assert kinds["about-one"] + kinds["about-worn"] == 14 and kinds["about-scene"] == 8 and kinds["shape"] == 8
+    told_sizes = [one for one in rows["finetune"] if "about-pair" in one["id"] and "er" in str(one["conversations"])]
+    assert kinds["about-pair"] > 10 and any("The " in str(one["conversations"]) for one in told_sizes)
+    assert kinds["text"] == 4 and kinds["self"] == 40 * len(smol_data.SELF)
+    names = [one for one in rows["finetune"] if "about-" in one["id"] and len(one["conversations"]) == 2]
+    assert sum(one["conversations"][0]["value"].removeprefix("<image>\n") in NAMING for one in names) >= 5

@@ -7,7 +7,8 @@ has in common with an earlier one is not computed again.
 
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -36,6 +37,22 @@ _VIEWS = 16  # of pictures that are encoded at once on a GPU
 _PIXELS = 4 * 224**2  # of the views that are encoded at once on a CPU: what its caches hold (docs/engine.md)
 
 
+@dataclass
+class _Picture:
+    """A picture that is being encoded: all its views, for whom, and the features of the first views."""
+
+    image: RequestImage
+    variant: str
+    views: Tensor
+    asked_by: Generation | None
+    features: list[Tensor] = field(default_factory=list)
+
+    @property
+    def left(self) -> int:
+        """How many views are still to be encoded."""
+        return len(self.views) - sum(len(part) for part in self.features)
+
+
 class Engine:
     """Runs one model. Not for use by several threads at once; see `llava.engine.background` for that.
 
@@ -62,6 +79,7 @@ class Engine:
         self.scheduler = Scheduler(config, model.device, model.dtype, limits)
         self._images: OrderedDict[str, Tensor] = OrderedDict()
         self._image_bytes = 0  # that they take
+        self._begun: dict[str, _Picture] = {}  # those of which some views are encoded
         on_cpu = model.device.type == "cpu"
         self._covered = covers(model)
         self._compiled: Step | None = None  # while it is being built, PyTorch runs all steps
@@ -288,73 +306,109 @@ class Engine:
     def _encode(self, plan: Plan) -> Plan:
         """Encode the pictures of the planned tokens that are not known yet, together. Bad ones end their requests.
 
-        Beside running answers, which wait for it, as many as are encoded at once; other requests with pictures wait.
+        Beside running answers, which wait for it, as many views as are encoded at once; what needs more waits.
         """
-        needed: dict[str, tuple[RequestImage, Tensor, str]] = {}
+        needed: dict[str, _Picture] = {}
         kept: Plan = []
         answers_wait, views = any(one.length - one.filled == 1 for one, _ in plan), 0
         for one, tokens in plan:
             seen = _seen(one, one.filled, one.filled + tokens)
-            more = sum(i.layout.views for i in seen if i.digest not in self._images and i.digest not in needed)
+            unknown = [image for image in seen if image.digest not in self._images and image.digest not in needed]
+            more = sum(image.layout.views for image in unknown)
             if answers_wait and more and needed and views + more > self._views:
                 continue
             views += more
             try:
-                for image in seen:
-                    first = image.start >= one.filled or one.filled == one.usage.reused_tokens  # part of it, if several
-                    if image.digest in self._images or image.digest in needed:
-                        one.usage = replace(one.usage, reused_images=one.usage.reused_images + first)
-                    else:
-                        needed[image.digest] = (image, image.views(), one.request.variant)
-                        one.usage = replace(one.usage, encoded_images=one.usage.encoded_images + 1)
-                    if image.digest in self._images:
-                        self._images.move_to_end(image.digest)
+                for image in unknown:
+                    begun = self._begun.get(image.digest)
+                    needed[image.digest] = begun or _Picture(image, one.request.variant, image.views(), one)
             except LlavaError as error:
                 self.scheduler.finish(one, "error", error)
             except Exception as error:  # noqa: BLE001  no request's data may end another request
                 self.scheduler.finish(one, "error", LlavaError(f"a picture could not be prepared: {error}"))
             else:
                 kept.append((one, tokens))
-        used = {i.digest for one, tokens in kept for i in _seen(one, one.filled, one.filled + tokens)}
-        group: list[tuple[RequestImage, Tensor, str]] = []
+        left = self._views if answers_wait else views
+        group: list[_Picture] = []
         for picture in needed.values():
-            full = sum(len(views) for _, views, _ in group) + len(picture[1]) > self._views
-            if group and (full or picture[2] != group[0][2]):
-                self._encode_group(group)
+            full = sum(other.left for other in group) + picture.left > self._views
+            if group and (full or picture.variant != group[0].variant):
+                left -= self._encode_group(group, left)
                 group = []
+            if left <= 0:
+                break
             group.append(picture)
         if group:
-            self._encode_group(group)
-        kept = [(one, tokens) for one, tokens in kept if one.finished is None]
+            self._encode_group(group, left)
+        self._begun = {digest: picture for digest, picture in needed.items() if digest not in self._images}
+        return self._known(kept, needed)
+
+    def _known(self, plan: Plan, encoded: dict[str, _Picture]) -> Plan:
+        """The requests of a plan all of whose pictures are encoded. Says in `usage` where these are from.
+
+        Forgets the pictures that were used least recently where they take too much memory.
+        """
+        known: Plan = []
+        used: set[str] = set()
+        for one, tokens in plan:
+            seen = _seen(one, one.filled, one.filled + tokens)
+            used |= {image.digest for image in seen}
+            if one.finished is not None or any(image.digest not in self._images for image in seen):
+                continue
+            known.append((one, tokens))
+            for image in seen:
+                self._images.move_to_end(image.digest)
+                picture = encoded.get(image.digest)
+                if picture is not None and picture.asked_by is one:
+                    picture.asked_by = None
+                    one.usage = replace(one.usage, encoded_images=one.usage.encoded_images + 1)
+                elif image.start >= one.filled or one.filled == one.usage.reused_tokens:  # else it was counted before
+                    one.usage = replace(one.usage, reused_images=one.usage.reused_images + 1)
         if self._image_bytes > _IMAGE_BYTES:
             for digest in list(self._images):
                 if digest not in used:
                     self._image_bytes -= self._images.pop(digest).nbytes
                 if self._image_bytes <= _IMAGE_BYTES:
                     break
-        return kept
+        return known
 
-    def _encode_group(self, group: list[tuple[RequestImage, Tensor, str]]) -> None:
-        """Encode pictures of one variant. Where that fails, each alone; the requests that still need a bad one end."""
-        layouts = [image.layout for image, _, _ in group]
+    def _encode_group(self, group: list[_Picture], most: int) -> int:
+        """Encode pictures of one variant; at most so many of their views. Returns how many.
+
+        Where that fails, each picture alone; the requests that still need a bad one end.
+        """
+        counts = [picture.left for picture in group]
         try:
             if self._variants is not None:
-                self._variants.encode(group[0][2])
-            views = torch.cat([views for _, views, _ in group]).to(self._model.device, self._model.dtype)
-            features = torch.cat([self._model.vision(part) for part in torch.split(views, self._views)])
-            tokens = torch.split(self._model.project(features, layouts), [layout.num_tokens for layout in layouts])
+                self._variants.encode(group[0].variant)
+            views = torch.cat([picture.views[-count:] for picture, count in zip(group, counts, strict=True)])[:most]
+            parts = torch.split(views.to(self._model.device, self._model.dtype), self._views)
+            features = torch.cat([self._model.vision(part) for part in parts])
+            for picture, part in zip(group, _split(features, counts), strict=True):
+                picture.features.append(part)
+            whole = [picture for picture in group if not picture.left]
+            layouts = [picture.image.layout for picture in whole]
+            encoded = [part for picture in whole for part in picture.features]
+            tokens = self._model.project(torch.cat(encoded), layouts) if whole else features[:0]
         except Exception as error:  # noqa: BLE001  out of memory, say
+            for picture in group:
+                picture.features.clear()
             if len(group) > 1:
-                for picture in group:
-                    self._encode_group([picture])
-                return
+                return sum(self._encode_group([picture], most) for picture in group)
             for one in list(self.scheduler.running):
-                if any(image.digest == group[0][0].digest for image in _seen(one, one.filled, one.length)):
+                if any(image.digest == group[0].image.digest for image in _seen(one, one.filled, one.length)):
                     self.scheduler.finish(one, "error", EngineError(f"a picture could not be encoded: {error}"))
-            return
-        for (image, _, _), part in zip(group, tokens, strict=True):
-            self._images[image.digest] = part.clone()
+            return counts[0]
+        for picture, part in zip(whole, _split(tokens, [layout.num_tokens for layout in layouts]), strict=True):
+            self._images[picture.image.digest] = part.clone()
             self._image_bytes += part.nbytes
+        return len(views)
+
+
+def _split(rows: Tensor, counts: list[int]) -> list[Tensor]:
+    """So many rows after one another; the last get what is there."""
+    ends = list(accumulate(counts))
+    return [rows[end - count : end] for end, count in zip(ends, counts, strict=True)]
 
 
 def _seen(one: Generation, start: int, end: int) -> list[RequestImage]:

@@ -17,11 +17,12 @@ import PIL.Image
 from llava.errors import LlavaError
 from llava.fetch import Progress, fetch, quiet
 from llava.files import atomic_folder, cache_dir
+from llava.pictures.colours import colour_of
 from llava.pictures.sources import EMOJI, SIZE, Candidate, candidates
 from llava.pictures.wordnet import CONCRETE, Synset, WordNet, singulars
 from llava.registry import PICTURES
 
-VERSION = 2  # of what this module makes of the sources
+VERSION = 3  # of what this module makes of the sources
 HELD_OUT_STYLE = EMOJI[-1]
 _HELD_OUT = 0.1  # of stamps and clip art
 _NEAR = 4  # bits of 64 by which near-copies may differ
@@ -29,14 +30,9 @@ _JUNK = re.compile(
     r"\b(icon|clip ?art|clipart|cartoon|simple|small|big|large|little|silhouette|architetto|remix|image|drawing|sign|"
     r"symbol|outline|bw|colou?r|plain|pixel|svg|photo|a|an|the|some|his|her|my|your|old|new|very|happy|cute|funny)\b"
 )
-_NOT_NAMES = {"bb", "cisco", "diagram", "slice", "cone", "connector", "thing", "plant", "hanging", "head", "pin"}
+NOT_NAMES = {"bb", "cisco", "diagram", "slice", "cone", "connector", "thing", "plant", "hanging", "head", "pin"}
 _ENDS = re.compile(r"[,;:!?(.\[]| with | in | on | for | is | are | at | and | from | by | that | which | to | used ")
 _PART_OF = ("slice", "piece", "bunch", "bowl", "plate", "glass", "cup", "head", "pile", "pair", "bar", "loaf", "sprig")
-COLOURS = {
-    "red": (220, 30, 40), "orange": (245, 140, 20), "yellow": (250, 220, 50), "green": (60, 150, 60),
-    "blue": (40, 90, 200), "purple": (130, 60, 170), "pink": (245, 150, 190), "brown": (120, 75, 40),
-    "black": (25, 25, 25), "white": (245, 245, 245), "gray": (140, 140, 140), "light blue": (130, 200, 240),
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -129,7 +125,7 @@ def name_of(candidate: Candidate, wordnet: WordNet) -> tuple[str, Synset | None]
     """What a picture shows, in its author's words as far as WordNet knows them; None where it names no thing."""
     for place, text in enumerate(candidate.names):
         words = cleaned(text)
-        if not words or words[-1] in _NOT_NAMES:
+        if not words or words[-1] in NOT_NAMES:
             continue
         # a title ends in its noun; a file's name begins with it and goes on with the author's
         phrases = [words[start:] for start in range(len(words))] if place == 0 else [words[:2], words[:1]]
@@ -186,20 +182,6 @@ def difference_hash(picture: PIL.Image.Image) -> int:
     small = PIL.Image.alpha_composite(white, picture).convert("L").resize((9, 8), PIL.Image.Resampling.BOX)
     grey = np.asarray(small, dtype=np.int16)
     return int("".join("1" if bit else "0" for bit in (grey[:, 1:] > grey[:, :-1]).flatten()), 2)
-
-
-def colour_of(picture: PIL.Image.Image) -> str | None:
-    """The colour that most of a cut-out has, in one word, where one has at least half and twice the next."""
-    pixels = np.asarray(picture.resize((48, 48), PIL.Image.Resampling.BOX), dtype=np.float32).reshape(-1, 4)
-    opaque = pixels[pixels[:, 3] > 200][:, :3]
-    if len(opaque) < 100:
-        return None
-    table = np.array(list(COLOURS.values()), dtype=np.float32)
-    nearest = np.argmin(((opaque[:, None] - table) ** 2 * (2, 3, 1.5)).sum(-1), axis=1)
-    counts = Counter(nearest.tolist()).most_common(2)
-    share = counts[0][1] / len(opaque)
-    second = counts[1][1] / len(opaque) if len(counts) > 1 else 0
-    return list(COLOURS)[counts[0][0]] if share >= 0.5 and share >= 2 * second else None
 
 
 def _split(entries: Sequence[Entry], hashes: Sequence[int]) -> list[Entry]:

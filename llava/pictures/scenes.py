@@ -23,15 +23,16 @@ DARK = 0.3  # of backgrounds that are not white: at night, in space, on a table
 
 @dataclass(frozen=True)
 class Placed:
-    """A thing in a scene, its centre in 0..1 from the left and from the top, and its size in 0..1.
+    """A thing in a scene: its centre from the left and from the top, and how large it is, in sides of the picture.
 
-    The size is the square root of width times height, as a share of the side of the picture.
+    size: the square root of the area that it covers. length: of its longer side.
     """
 
     entry: Entry
     x: float
     y: float
     size: float
+    length: float
 
 
 def background(rng: random.Random, plain: float = 0.5, dark: float = 0.0) -> PIL.Image.Image:
@@ -118,7 +119,8 @@ def scene(
         y = place // side * cell + rng.randint(0, cell - cut.height)
         canvas.paste(cut, (x, y), cut)
         centre = (x + cut.width / 2) / SIDE, (y + cut.height / 2) / SIDE
-        placed.append(Placed(entry, *centre, (cut.width * cut.height) ** 0.5 / SIDE))
+        covered = sum(cut.getchannel("A").histogram()[128:])
+        placed.append(Placed(entry, *centre, covered**0.5 / SIDE, max(cut.size) / SIDE))
     return canvas, placed
 
 
@@ -140,5 +142,5 @@ def where(one: Placed, other: Placed) -> str | None:
 
 
 def larger(one: Placed, other: Placed) -> bool:
-    """Whether `one` is clearly the larger in the picture: its sides by four tenths."""
-    return one.size > 1.4 * other.size
+    """Whether `one` is clearly the larger in the picture: it covers twice as much, and is longer."""
+    return one.size > 1.4 * other.size and one.length > 1.15 * other.length

@@ -49,7 +49,8 @@ def _read_out_as(loaded: Loaded, encoder: VisionConfig) -> Loaded:
         )
     load_strict(vision, model.vision.state_dict(), Path("encoder"))
     model.vision = vision.requires_grad_(False).eval()
-    model.config = model.config.model_copy(update={"vision": encoder})
+    image = model.config.image.model_copy(update={"size": encoder.image_size})
+    model.config = model.config.model_copy(update={"vision": encoder, "image": image})
     return Loaded(model, build_processor(model.config, loaded.processor.tokenizer, vision.num_tokens))
 
 

@@ -23,7 +23,9 @@ from llava.engine.request import Generation, Request
 from llava.engine.sampling import Sampling
 from llava.engine.scheduler import Limits
 from llava.errors import LlavaError
+from llava.media.tiling import FlatLayout
 from llava.models.cache import KVCache
+from llava.models.llava import IMAGE_TOKEN
 from llava.quantization.linears import Int8Linear
 from llava.quantization.pack import pack_model
 from tests.conftest import tiny_model
@@ -315,6 +317,47 @@ def test_beside_a_running_answer_few_pictures_are_encoded_at_once(
     for request, one in zip(asked, ends, strict=True):
         alone = Engine(tiny.model, tiny.processor.tokenizer)
         assert one.output == list(alone.stream(request, Sampling(max_new_tokens=2)))
+
+
+def test_a_picture_of_many_views_is_encoded_in_parts_beside_a_running_answer(
+    tiny: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assistant, engine = counting(tiny)
+    pixels = np.random.default_rng(2).integers(0, 256, (5, 20, 20, 3), np.uint8)
+    tiles = [Image(PIL.Image.fromarray(one)) for one in pixels]
+    request = assistant.request([Message.user(tiles[0], "What is this?")])
+    (image,), per_view = request.images, tiny.processor.tokens_per_view
+    prepared: list[int] = []
+
+    def views() -> torch.Tensor:
+        prepared.append(1)
+        return tiny.processor.views(tiles)
+
+    large = replace(image, digest="large", layout=FlatLayout(5, per_view), views=views)
+    middle = [IMAGE_TOKEN] * (5 * per_view)
+    ids = [*request.ids[: image.start], *middle, *request.ids[image.end :]]
+    large_request = replace(request, ids=ids, keys=[(i, token) for i, token in enumerate(ids)], images=[large])
+    small_request = assistant.request([Message.user(tiles[1], "What is this?")])
+    asked = [large_request, small_request, large_request]
+    expected = [
+        list(Engine(tiny.model, tiny.processor.tokenizer).stream(one, Sampling(max_new_tokens=3))) for one in asked
+    ]
+    prepared.clear()
+    seen: list[int] = []
+    vision = tiny.model.vision.forward
+    monkeypatch.setattr(tiny.model.vision, "forward", lambda views: seen.append(len(views)) or vision(views))
+    engine._views = 2
+    answer = engine.submit(assistant.request([Message.user("Hi")]), Sampling(max_new_tokens=60))
+    engine.step()
+    ends = [engine.submit(one, Sampling(max_new_tokens=3)) for one in asked]
+    while any(one.finished is None for one in ends):
+        before, known = len(answer.output), sum(seen)
+        engine.step()
+        assert len(answer.output) > before and sum(seen) - known <= 2
+    assert [one.output for one in ends] == expected
+    assert sum(seen) == 6 and len(prepared) == 1 and not engine._begun
+    assert [(one.usage.encoded_images, one.usage.reused_images) for one in ends[:2]] == [(1, 0), (1, 0)]
+    assert ends[2].usage.encoded_images == 0
 
 
 def test_pictures_that_were_used_least_recently_are_forgotten(tiny: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,7 +57,7 @@ def test_all_kinds_are_there_in_the_numbers_asked_for(questions: list[Question])
     numbers = {kind: len(of(kind, questions)) for kind in sorted({q.kind for q in questions})}
     assert numbers == {
         "naming, stamps and clip art": 1,
-        "naming, name not in training": 1,
+        "naming, name of no training picture": 1,
         "naming, unseen emoji style": 6,
         "four-way choice": EACH,
         "yes/no": EACH,

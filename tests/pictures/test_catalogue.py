@@ -13,7 +13,6 @@ from llava.pictures.catalogue import (
     Entry,
     _split,
     cleaned,
-    colour_of,
     difference_hash,
     name_of,
     near_groups,
@@ -117,13 +116,6 @@ def test_the_border_is_cut_off_and_an_empty_picture_is_none() -> None:
     cut = trimmed(disc("red"))
     assert cut is not None and cut.size == (101, 91)
     assert trimmed(PIL.Image.new("RGBA", (50, 50))) is None
-
-
-def test_colour_of_the_opaque_part() -> None:
-    assert [colour_of(disc(name)) for name in ("red", "blue", "yellow", "black")] == ["red", "blue", "yellow", "black"]
-    half = disc("red")
-    PIL.ImageDraw.Draw(half).rectangle((60, 20, 110, 110), fill="blue")
-    assert colour_of(half) is None  # no colour has half of it and twice the next
 
 
 def test_near_copies_are_one_group_and_others_are_not() -> None:

@@ -69,14 +69,14 @@ def test_a_thing_larger_than_the_frame_fills_it_or_is_cut_off(catalogue: Catalog
 
 
 def test_where_one_thing_is_seen_from_another() -> None:
-    middle = Placed(entry("a"), 0.5, 0.5, 0.3)
+    middle = Placed(entry("a"), 0.5, 0.5, 0.3, 0.3)
     places = {(0.1, 0.5): "left", (0.9, 0.45): "right", (0.5, 0.1): "above", (0.4, 0.9): "below"}
-    assert all(where(Placed(entry("b"), x, y, 0.3), middle) == side for (x, y), side in places.items())
-    assert where(Placed(entry("b"), 0.9, 0.9, 0.3), middle) is None  # neither axis is clear
+    assert all(where(Placed(entry("b"), x, y, 0.3, 0.3), middle) == side for (x, y), side in places.items())
+    assert where(Placed(entry("b"), 0.9, 0.9, 0.3, 0.3), middle) is None  # neither axis is clear
 
 
 def test_only_what_is_clearly_larger_is_larger(catalogue: Catalogue) -> None:
-    small, middle, large = (Placed(entry("a"), 0.5, 0.5, size) for size in (0.2, 0.25, 0.3))
+    small, middle, large = (Placed(entry("a"), 0.5, 0.5, size, size) for size in (0.2, 0.25, 0.3))
     assert larger(large, small) and not larger(small, large) and not larger(large, middle)
     sizes = [thing.size for seed in range(60) for thing in scene(catalogue, catalogue.entries, random.Random(seed))[1]]
     varied = [thing.size for seed in range(60)

@@ -111,10 +111,11 @@ def test_a_later_stage_reads_the_encoder_out_as_its_recipe_says(folder: Path) ->
     encoder = EfficientNetLiteConfig(image_size=64, stages=(7,), grid=2)
     values["model"] |= {"vision": "efficientnet-lite0", "encoder": encoder.model_dump(), "image": {"size": 64}}
     train(Recipe.model_validate(values), Watcher())
-    finer = encoder.model_copy(update={"grid": 3})
+    finer = encoder.model_copy(update={"grid": 3, "image_size": 96})
     output = train(finetune(folder, encoder=finer.model_dump(), cache_features=False, max_steps=1), Watcher())
     one, other = (load_native(path).model for path in (folder / "out", output))
     assert (one.vision.num_tokens, other.vision.num_tokens) == (4, 9) and other.config.vision == finer
+    assert (one.config.image.size, other.config.image.size) == (64, 96)
     assert all(torch.equal(a, b) for a, b in zip(one.vision.parameters(), other.vision.parameters(), strict=True))
     wider = encoder.model_copy(update={"stages": (6, 7)})
     with pytest.raises(LlavaError, match="encoder: gives 512 features a token, the model's projector takes 320"):

@@ -50,6 +50,15 @@ MISNAMED = {
     "clipart/01941.png": "sign, road sign, traffic sign",
     "clipart/02000.png": "",
 }
+# What emoji are called whose name in the catalogue is no word
+EMOJI = {
+    "pi ata": ("pinata", "piñata"),
+    "place medal": ("medal", "gold medal", "silver medal", "bronze medal"),
+    "mx claus": ("santa claus", "santa"),
+    "rex": ("t-rex", "tyrannosaurus", "dinosaur"),
+    "jack lantern": ("jack-o'-lantern", "jack o'lantern", "pumpkin"),
+    "leaf fluttering": ("leaf", "leaves", "falling leaf"),
+}
 # Beside the name
 ALSO = {
     "stamps/00031.png": "bird",

@@ -9,18 +9,19 @@ what tuning has cost the LLM.
 import json
 import random
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import PIL.Image
 
 from llava.errors import LlavaError
 from llava.eval.benchmarks.easy_vqa import load_questions
-from llava.eval.benchmarks.smol_names import rightly_named
+from llava.eval.benchmarks.smol_names import EMOJI, rightly_named
 from llava.eval.question import Question, choose
 from llava.fetch import Progress, fetch, quiet
 from llava.files import atomic_folder
 from llava.pictures.catalogue import Catalogue, Entry, load_catalogue, related
+from llava.pictures.colours import has_colour_word
 from llava.pictures.english import article
 from llava.pictures.scenes import larger, scene, single, where
 from llava.registry import MORE_PHOTOGRAPHS, PHOTOGRAPHS
@@ -223,7 +224,7 @@ class _Maker:
         self.catalogue, self.folder, self.progress = catalogue, folder, progress
         self.rng = random.Random(2026)
         self.test = [named for entry in catalogue.of("test") if (named := rightly_named(entry))]
-        self.style = catalogue.of("style")
+        self.style = [replace(entry, also=(*entry.also, *EMOJI.get(entry.name, ()))) for entry in catalogue.of("style")]
         self.known = {entry.name for entry in catalogue.of("train")}
         self.pool = [*[entry for entry in self.test if entry.name in self.known], *self.style]
         self.questions: list[Question] = []
@@ -231,7 +232,7 @@ class _Maker:
     def all(self) -> list[Question]:
         for entry in self.test:
             known = entry.name in self.known or self.known & set(entry.also)
-            kind = "naming, stamps and clip art" if known else "naming, name not in training"
+            kind = "naming, stamps and clip art" if known else "naming, name of no training picture"
             picture = single(self.catalogue, entry, self.rng, vary=False)
             self._add(picture, "What is this?", entry.name, kind, named(entry))
         for entry in self.rng.sample(self.style, self.emoji):
@@ -309,8 +310,9 @@ class _Maker:
 
     def _colour(self, done: int) -> bool:
         entry = self.rng.choice(self.pool)
-        if entry.colour is None:
+        if entry.colour is None or has_colour_word(entry.name):
             return False
         picture, _ = scene(self.catalogue, [entry, *self._others([entry], 1)], self.rng)
-        self._add(picture, f"What color is the {entry.name}?", entry.colour, "colour, of two things")
+        also = {"light blue": ("blue",), "gray": ("grey",)}.get(entry.colour, ())
+        self._add(picture, f"What color is the {entry.name}?", entry.colour, "colour, of two things", also)
         return True
