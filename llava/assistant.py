@@ -101,7 +101,10 @@ class Assistant:
         return [found[start : start + n] for start in range(0, len(found), n)]
 
     def chat_batch(self, conversations: Sequence[Sequence[Message]], *, max_new_tokens: int = 512) -> list[str]:
-        """The greedy answers to several conversations, computed together; as `chat` gives one by one."""
+        """The greedy answers to several conversations, computed together; as `chat` gives one by one.
+
+        In 8 and 4 bits rounding may tell them apart (docs/engine.md).
+        """
         return [only.text for (only,) in self.answers(conversations, Sampling(max_new_tokens))]
 
     def request(self, messages: Sequence[Message], stop: Sequence[str] = ()) -> Request:
@@ -120,7 +123,7 @@ class Assistant:
             raise LlavaError("the prompt is empty")
         if not all(0 <= token < size for token in ids):
             raise LlavaError(f"the prompt holds an id that the vocabulary of {size} has not")
-        return self._own(Request(ids, list(ids), [], frozenset([tokenizer.eos_id]), tuple(stop)))
+        return self._own(Request(ids, list(ids), [], frozenset([tokenizer.eos_id]), tuple(stop), continues=True))
 
     def _own(self, request: Request) -> Request:
         return request.of(self._variant) if self._variant else request

@@ -80,10 +80,26 @@ def atomic_folder(path: Path) -> Iterator[Path]:
                 if file.is_file():
                     _sync(file)
             if path.exists():
-                shutil.rmtree(path)
-            temporary.replace(path)
+                old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
+                path.replace(old)  # the new one stands in its place before any of it is deleted
+                try:
+                    temporary.replace(path)
+                except BaseException:
+                    old.replace(path)
+                    raise
+                shutil.rmtree(old, ignore_errors=True)
+            else:
+                temporary.replace(path)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def home_of(name: str) -> Path:
+    """The path, with ~ for a home folder. Raises LlavaError where there is no such."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError as error:
+        raise LlavaError(f"{name}: {error}") from None
 
 
 def write_text(path: Path, text: str) -> None:

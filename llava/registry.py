@@ -3,12 +3,14 @@
 Hashes and licences were checked on 2026-11-22; each part is one file of one wheel on the Python package index.
 """
 
+import contextlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from llava.config import ClipVisionConfig, DecoderConfig, ImageConfig, LlavaConfig
 from llava.errors import LlavaError
+from llava.files import home_of
 
 
 @dataclass(frozen=True)
@@ -333,9 +335,9 @@ def model_folder(name: str) -> Path:
     """
     if name in EMBEDDED:
         return EMBEDDED[name]
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return folder
+    with contextlib.suppress(OSError, LlavaError):  # a name that no file can have
+        if (folder := home_of(name)).is_dir():
+            return folder
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.startswith("."):
         return _from_hub(name)
     known = ", ".join(EMBEDDED)

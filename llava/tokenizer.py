@@ -60,7 +60,10 @@ class FastTokenizer:
     image_token: str | None = None
 
     def encode(self, text: str) -> Encoding:
-        encoding = self.backend.encode(text, add_special_tokens=False)
+        try:
+            encoding = self.backend.encode(text, add_special_tokens=False)
+        except (TypeError, UnicodeError):
+            raise LlavaError("the text holds half of a surrogate pair, which is no character") from None
         return encoding.ids, [start for start, _ in encoding.offsets]
 
     def encode_parts(self, parts: Sequence[str]) -> list[Encoding]:
@@ -163,6 +166,8 @@ class SentencePieceTokenizer:
         self._special = {self._model.id_to_piece(i): i for i in ids if i >= 0} | dict(added or {})
 
     def encode(self, text: str) -> Encoding:
+        if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+            raise LlavaError("the text holds half of a surrogate pair, which is no character")
         ids: list[int] = []
         starts: list[int] = []
         prefix = 0 if self._legacy else 1  # a space that SentencePiece would have added, at the start of the text

@@ -17,10 +17,12 @@ import json
 import random
 import re
 import shutil
+import sys
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
+from llava.errors import LlavaError
 from llava.eval.benchmarks.easy_vqa import COLOURS, SHAPES, load_questions
 from llava.eval.question import Question, by_image
 from llava.files import atomic_folder
@@ -111,6 +113,8 @@ def main() -> None:
     parser.add_argument("--conversations", type=int, default=2, help="conversations a picture (default 2)")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    if options.folder.exists() and not (options.folder / "align.json").exists():
+        parser.error(f"{options.folder} holds other things than this data, and would be replaced: name a new folder")
     rng = random.Random(options.seed)
     questions = load_questions("train")
     asked = wordings(questions)
@@ -136,4 +140,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except LlavaError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)

@@ -9,6 +9,7 @@ It is for measuring memory and speed: shard by shard, so that it needs little me
 import argparse
 import json
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from torch import Tensor
 from llava.checkpoints.convert import write_shards
 from llava.checkpoints.write import original_name, original_values
 from llava.config import LlavaConfig
+from llava.errors import LlavaError
 from llava.files import atomic_folder, write_text
 from llava.models.llava import LlavaModel
 from llava.registry import PUBLISHED
@@ -44,6 +46,8 @@ def main() -> None:
     parser.add_argument("--layers", type=int, help="fewer layers of the LLM than the model has")
     parser.add_argument("--shard", type=float, default=1.0, help="GB a shard (default 1)")
     options = parser.parse_args()
+    if options.target.exists() and not (options.target / "config.json").exists():
+        parser.error(f"{options.target} holds something else than a model, and would be replaced: name a new folder")
     config = PUBLISHED[options.model].shape()
     if options.layers:
         config = config.model_copy(update={"llm": config.llm.model_copy(update={"num_layers": options.layers})})
@@ -57,4 +61,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except LlavaError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)

@@ -21,7 +21,7 @@ from llava.pictures.english import article, plural
 from llava.pictures.scenes import Placed
 from llava.registry import EMBEDDED
 from llava.train.data import messages_of
-from scripts import embed_model, smol_data, smol_pictures, smol_text
+from scripts import easy_vqa_data, embed_model, random_model, smol_data, smol_pictures, smol_text
 from scripts.smol_card import write_card
 from scripts.smol_data import (
     BARS,
@@ -293,6 +293,10 @@ def test_folders_that_hold_something_else_are_not_replaced(tmp_path: Path, monke
     with pytest.raises(SystemExit) as ended:
         smol_data.main()
     assert ended.value.code == 2
+    for script in (easy_vqa_data, random_model):
+        with pytest.raises(SystemExit) as ended:
+            script.main()
+        assert ended.value.code == 2
     with pytest.raises(LlavaError, match="something else than a model"):
         embed_model.main(EMBEDDED["llava-smol"], tmp_path)
     assert (tmp_path / "precious.txt").read_text() == "mine"

@@ -5,11 +5,12 @@ texts and lists that it multiplies are limited.
 Source: transformers' `apply_chat_template`, whose environment and variables these are.
 """
 
+import functools
 import itertools
 import json
 import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jinja2
@@ -27,6 +28,7 @@ _ESCAPED = {IMAGE: "\ue000", VIDEO: "\ue001"}  # private characters: stand for t
 MAX_TEMPLATE, MAX_RENDERED = 100_000, 10_000_000  # characters
 MAX_SECONDS = 5.0
 _MAX_POWER = 100  # of base and exponent
+_WIDTH = re.compile(r"[%:.][^{}%\s]*\d{6}")  # in a format
 
 
 def render_jinja(template: str, messages: Sequence[Message], special: dict[str, str]) -> list[Segment]:
@@ -117,37 +119,87 @@ def _render(template: str, messages: Sequence[Message], special: dict[str, str])
             length += len(piece)
             if length > MAX_RENDERED:
                 raise LlavaError(f"the chat template renders over {MAX_RENDERED} characters")
-    except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError) as error:
+    except (
+        jinja2.TemplateError,
+        TypeError,
+        ValueError,
+        ArithmeticError,
+        LookupError,
+        RecursionError,
+        MemoryError,
+    ) as error:
         raise LlavaError(f"the chat template fails: {error}") from None
     return "".join(text)
 
 
-class _Environment(ImmutableSandboxedEnvironment):
-    """The sandbox with a deadline, which every loop and call checks, and limits of what `*` and `**` make."""
+def _sized(value: Any) -> Any:
+    """A part of what `~` joins, not too large."""
+    if isinstance(value, str | list | tuple | dict) and len(value) > MAX_RENDERED:
+        raise jinja2.TemplateError("~ makes too much")
+    return value
 
-    intercepted_binops = frozenset(["*", "**"])
+
+def _check_widths(*values: Any) -> None:
+    """Raise for a width, as a number or inside a format, that makes more of a text than one may render."""
+    for value in values:
+        if isinstance(value, tuple | list):
+            _check_widths(*value)
+        wide = isinstance(value, int) and abs(value) > MAX_RENDERED
+        if wide or (isinstance(value, str) and ("%" in value or "{" in value) and _WIDTH.search(value)):
+            raise jinja2.TemplateError("a width is too large")
+
+
+def _with_widths(filter_: Callable[..., Any], *values: Any, **options: Any) -> Any:
+    _check_widths(*values, *options.values())
+    return filter_(*values, **options)
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    """The sandbox with a deadline, which every loop and call checks, and limits of what one operation makes.
+
+    Strings grow by operators, by `~`, and by methods and filters that take a width.
+    """
+
+    intercepted_binops = frozenset(["*", "**", "+", "%"])
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self._deadline = time.monotonic() + MAX_SECONDS
         self.filters["checked"] = self._checked
+        self.filters["sized"] = _sized
+        for name in ("center", "indent", "format"):
+            self.filters[name] = functools.partial(_with_widths, self.filters[name])
 
     def guarded(self, template: str) -> nodes.Template:
         """The parsed template, its loops changed so that they end at the deadline."""
         tree = self.parse(template)
         for loop in tree.find_all(nodes.For):
             loop.iter = nodes.Filter(loop.iter, "checked", [], [], None, None)
+        for joined in tree.find_all(nodes.Concat):
+            joined.nodes = [nodes.Filter(part, "sized", [], [], None, None) for part in joined.nodes]
         return tree
 
     def call(self, context: Any, function: Any, /, *arguments: Any, **options: Any) -> Any:
         self._check()
+        text = getattr(getattr(function, "__wrapped__", function), "__self__", None)  # str.format comes wrapped
+        if isinstance(text, str):
+            _check_widths(text, *arguments, *options.values())
         return super().call(context, function, *arguments, **options)
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         self._check()
-        sizes = [abs(side) if isinstance(side, int | float) else len(side) for side in (left, right)]
-        if (operator == "**" and max(sizes) > _MAX_POWER) or (operator == "*" and sizes[0] * sizes[1] > MAX_RENDERED):
-            raise jinja2.TemplateError(f"{operator} makes too much")
+        if operator == "%":
+            if isinstance(left, str):
+                _check_widths(left, right)
+        elif isinstance(left, int | float) and isinstance(right, int | float):
+            if operator == "**" and max(abs(left), abs(right)) > _MAX_POWER:
+                raise jinja2.TemplateError("** makes too much")
+            if operator == "*" and abs(left * right) > MAX_RENDERED:
+                raise jinja2.TemplateError("* makes too much")
+        else:
+            sizes = [side if isinstance(side, int) else len(side) for side in (left, right)]
+            if (sizes[0] * sizes[1] if operator == "*" else sum(sizes)) > MAX_RENDERED:
+                raise jinja2.TemplateError(f"{operator} makes too much")
         return super().call_binop(context, operator, left, right)
 
     def _checked(self, items: Iterable[Any]) -> Iterator[Any]:

@@ -79,11 +79,14 @@ class GgufLlm:
             raw = np.fromfile(self.path, np.uint8, item.size, offset=item.offset)
             if len(raw) < item.size:
                 raise LlavaError(f"{self.path}: damaged or truncated GGUF file; fetch it again")
-            weight = torch.from_numpy(_dequantized(raw, item.kind)).view(item.shape)
-            if name.endswith("q_proj.weight"):
-                weight = _undo_rope_order(weight, self.config.num_heads)
-            elif name.endswith("k_proj.weight"):
-                weight = _undo_rope_order(weight, self.config.num_kv_heads)
+            try:
+                weight = torch.from_numpy(_dequantized(raw, item.kind)).view(item.shape)
+                if name.endswith("q_proj.weight"):
+                    weight = _undo_rope_order(weight, self.config.num_heads)
+                elif name.endswith("k_proj.weight"):
+                    weight = _undo_rope_order(weight, self.config.num_kv_heads)
+            except (ValueError, RuntimeError, LookupError, NotImplementedError) as error:
+                raise LlavaError(f"{self.path}: damaged GGUF file ({item.name}: {error}); fetch it again") from None
             yield name, weight.contiguous()
 
 

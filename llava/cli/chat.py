@@ -1,7 +1,6 @@
 """`llava chat`: ask a question about images, or talk."""
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -21,6 +20,7 @@ from llava.cli.options import (
     precision_of,
 )
 from llava.errors import LlavaError
+from llava.files import home_of
 
 if TYPE_CHECKING:
     from llava.assistant import Assistant
@@ -145,8 +145,8 @@ def _converse(
         if line == "/reset":
             turns, visuals = [], []
         elif line.startswith(("/image", "/video")):
-            path = Path(line.removeprefix("/image").removeprefix("/video").strip()).expanduser()
             try:
+                path = home_of(line.removeprefix("/image").removeprefix("/video").strip())
                 visuals += open_visuals(*(([path], []) if line.startswith("/image") else ([], [path])), frames, fps)
             except LlavaError as error:
                 typer.echo(f"error: {error}", err=True)

@@ -65,6 +65,7 @@ def run(
     from llava.cli.progress import bars
     from llava.eval import question, runner
     from llava.eval.benchmarks import easy_vqa, smol_suite
+    from llava.files import os_errors
 
     suffix = (
         ("-base" if base else "")
@@ -74,7 +75,8 @@ def run(
     )
     where = output or Path("runs/eval") / f"{benchmark}-{folder.name}{suffix}{f'-{limit}' if limit else ''}"
     if restart:
-        (where / runner.SETTINGS).unlink(missing_ok=True)
+        with os_errors(f"use the output folder {where}"):
+            (where / runner.SETTINGS).unlink(missing_ok=True)
     with bars() as progress:
         if benchmark == "smol-suite":
             questions = smol_suite.load_suite(progress.bytes)

@@ -83,7 +83,7 @@ def run(
         chosen, beside_8bit = [config.storage.precision], config.storage.beside_8bit
     adapter = adapter_parameters(folder / ADAPTER) if (folder / ADAPTER).exists() else 0
     _show_parts(console, model, config, chosen, beside_8bit, adapter)
-    console.print(f"template: {config.template}, system text: {processor.system_text()!r}", markup=False)
+    console.print(f"template: {processor.template}, system text: {processor.system_text()!r}", markup=False)
     console.print(f"image: {config.image.size} px, {config.image.aspect}")
     if asked:
         _show_prompt(console, processor, [Message.user(*visuals, *([prompt] if prompt else []))])

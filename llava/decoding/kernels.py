@@ -36,8 +36,9 @@ _exact = numba.njit(error_model="numpy")
 
 @_exact
 def exp(x: Any) -> Any:
-    """e**x in float32, for x up to 88; far below, next to nothing. Polynomial: Cephes' expf."""
+    """e**x in float32, of at least -87 and at most 88: next to nothing, next to infinity. Polynomial: Cephes' expf."""
     x = x if x > np.float32(-87) else np.float32(-87)
+    x = x if x < np.float32(88) else np.float32(88)
     whole = np.rint(x * np.float32(1.44269504))
     r = x - whole * np.float32(0.693359375) + whole * np.float32(2.12194440e-4)
     p = np.float32(1.9875691500e-4) * r + np.float32(1.3981999507e-3)

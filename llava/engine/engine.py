@@ -33,6 +33,7 @@ Plan = list[tuple[Generation, int]]  # requests, and how many tokens of each
 
 _KV_BYTES = 4 * 2**30  # at most, unless asked for
 _IMAGE_BYTES = 256 * 2**20  # of pictures' tokens that are kept
+_GROUPS = 8  # of views that a step encodes, where nothing waits for it
 _VIEWS = 16  # of pictures that are encoded at once on a GPU
 _PIXELS = 4 * 224**2  # of the views that are encoded at once on a CPU: what its caches hold (docs/engine.md)
 
@@ -95,14 +96,11 @@ class Engine:
                 "start a new conversation or use fewer images"
             )
         limit = min(sampling.max_new_tokens, longest - length + 1)  # the last token is chosen, but not run
-        generation = Generation(
-            request, sampling, limit, sampling.generator(), TextStream(self._tokenizer, request.stop)
-        )
+        stream = TextStream(self._tokenizer, request.stop, request.ids[-8:] if request.continues else ())
+        generation = Generation(request, sampling, limit, sampling.generator(), stream)
         generation.usage = replace(generation.usage, prompt_tokens=length)
         if sampling.grammar is not None:
             generation.constraint = self._grammars.start(sampling.grammar, request.stop_ids)
-        if sampling.penalises:
-            generation.held = Held(request.ids, self._model.config.llm.vocab_size, self._model.device)
         self.scheduler.waiting.append(generation)
         return generation
 
@@ -164,18 +162,21 @@ class Engine:
         return generations
 
     def _parts(self, plan: Plan) -> list[Plan]:
-        """The plan in parts that run one after the other. One part, but in 8 bits beside prompts too long for a step.
+        """The plan in parts that run one after the other: in 8 bits, where there is more than a step holds.
 
-        There PyTorch may round an input to another of its levels than the step does. So answers always run in the step:
-        what they say does not depend on what is read beside them.
+        There PyTorch may round an input to another of its levels than the step does. So what one request runs goes to
+        the step if it has room for that alone, whatever runs beside it.
         """
         step = self._step()
         if step is None or not step.eight or sum(tokens for _, tokens in plan) <= step.most_rows:
             return [plan]
-        answers = [pair for pair in plan if pair[0].length - pair[0].filled == 1]
-        prompts = [pair for pair in plan if pair[0].length - pair[0].filled > 1]
-        parts = [answers[start : start + step.most_rows] for start in range(0, len(answers), step.most_rows)]
-        return [*parts, prompts] if prompts else parts
+        parts: list[Plan] = [[]]
+        for pair in plan:
+            if pair[1] <= step.most_rows:
+                if sum(tokens for _, tokens in parts[-1]) + pair[1] > step.most_rows:
+                    parts.append([])
+                parts[-1].append(pair)
+        return [part for part in (*parts, [pair for pair in plan if pair[1] > step.most_rows]) if part]
 
     def _run_apart(self, plan: Plan) -> list[tuple[Plan, Tensor]]:
         """Run a plan together, and where that fails each request alone: it ends those only that fail by themselves."""
@@ -275,6 +276,8 @@ class Engine:
         """One more token for a request, by its scores (V,)."""
         sampling, output, token = one.sampling, one.output, likeliest
         if not sampling.plainly_greedy:
+            if sampling.penalises and one.held is None:  # not before it runs: it is as large as the vocabulary
+                one.held = Held(one.request.ids, self._model.config.llm.vocab_size, self._model.device)
             allowed = one.constraint.allowed() if one.constraint else None
             token = choose(logits, sampling, one.source, one.held, allowed)
         if token in one.request.stop_ids:
@@ -306,29 +309,31 @@ class Engine:
     def _encode(self, plan: Plan) -> Plan:
         """Encode the pictures of the planned tokens that are not known yet, together. Bad ones end their requests.
 
-        Beside running answers, which wait for it, as many views as are encoded at once; what needs more waits.
+        A step encodes a few groups of views (one, where a request waits for it that could go on): what needs more is
+        encoded over several steps, what was begun first.
         """
         needed: dict[str, _Picture] = {}
         kept: Plan = []
-        answers_wait, views = any(one.length - one.filled == 1 for one, _ in plan), 0
-        for one, tokens in plan:
-            seen = _seen(one, one.filled, one.filled + tokens)
-            unknown = [image for image in seen if image.digest not in self._images and image.digest not in needed]
-            more = sum(image.layout.views for image in unknown)
-            if answers_wait and more and needed and views + more > self._views:
+        waits = any(all(image.digest in self._images for image in _planned(pair)) for pair in plan)
+        most, views = self._views if waits else _GROUPS * self._views, 0
+        for pair in sorted(plan, key=lambda pair: not any(image.digest in self._begun for image in _planned(pair))):
+            one = pair[0]
+            unknown = {i.digest: i for i in _planned(pair) if i.digest not in self._images and i.digest not in needed}
+            begun = {digest: self._begun[digest] for digest in unknown if digest in self._begun}
+            more = sum(begun[name].left if name in begun else i.layout.views for name, i in unknown.items())
+            if more and needed and views + more > most:
                 continue
             views += more
             try:
-                for image in unknown:
-                    begun = self._begun.get(image.digest)
-                    needed[image.digest] = begun or _Picture(image, one.request.variant, image.views(), one)
+                for digest, image in unknown.items():
+                    needed[digest] = begun.get(digest) or _Picture(image, one.request.variant, image.views(), one)
             except LlavaError as error:
                 self.scheduler.finish(one, "error", error)
             except Exception as error:  # noqa: BLE001  no request's data may end another request
                 self.scheduler.finish(one, "error", LlavaError(f"a picture could not be prepared: {error}"))
             else:
-                kept.append((one, tokens))
-        left = self._views if answers_wait else views
+                kept.append(pair)
+        left = most
         group: list[_Picture] = []
         for picture in needed.values():
             full = sum(other.left for other in group) + picture.left > self._views
@@ -340,7 +345,11 @@ class Engine:
             group.append(picture)
         if group:
             self._encode_group(group, left)
-        self._begun = {digest: picture for digest, picture in needed.items() if digest not in self._images}
+        begun = {digest: picture for digest, picture in (self._begun | needed).items() if digest not in self._images}
+        if begun:
+            wanted = {i.digest for one in self.scheduler.running for i in _seen(one, one.filled, one.length)}
+            begun = {digest: picture for digest, picture in begun.items() if digest in wanted}
+        self._begun = begun
         return self._known(kept, needed)
 
     def _known(self, plan: Plan, encoded: dict[str, _Picture]) -> Plan:
@@ -350,16 +359,17 @@ class Engine:
         """
         known: Plan = []
         used: set[str] = set()
-        for one, tokens in plan:
-            seen = _seen(one, one.filled, one.filled + tokens)
+        for pair in plan:
+            one, seen = pair[0], _planned(pair)
             used |= {image.digest for image in seen}
             if one.finished is not None or any(image.digest not in self._images for image in seen):
                 continue
-            known.append((one, tokens))
+            known.append(pair)
             for image in seen:
                 self._images.move_to_end(image.digest)
                 picture = encoded.get(image.digest)
-                if picture is not None and picture.asked_by is one:
+                asked_by = None if picture is None else picture.asked_by
+                if picture is not None and asked_by is not None and (asked_by is one or asked_by.finished is not None):
                     picture.asked_by = None
                     one.usage = replace(one.usage, encoded_images=one.usage.encoded_images + 1)
                 elif image.start >= one.filled or one.filled == one.usage.reused_tokens:  # else it was counted before
@@ -409,6 +419,12 @@ def _split(rows: Tensor, counts: list[int]) -> list[Tensor]:
     """So many rows after one another; the last get what is there."""
     ends = list(accumulate(counts))
     return [rows[end - count : end] for end, count in zip(ends, counts, strict=True)]
+
+
+def _planned(pair: tuple[Generation, int]) -> list[RequestImage]:
+    """The pictures whose placeholders are in the planned tokens of a request."""
+    one, tokens = pair
+    return _seen(one, one.filled, one.filled + tokens)
 
 
 def _seen(one: Generation, start: int, end: int) -> list[RequestImage]:

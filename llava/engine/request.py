@@ -36,7 +36,8 @@ class Request:
     """Ids with placeholders, a key for each (equal keys mean equal inputs), the pictures, and what ends the answer.
 
     stop_ids: ids. stop: strings; the answer's text ends before the first that it holds. variant: of the model, where
-    it has several (llava.engine.variants).
+    it has several (llava.engine.variants). continues: the answer goes on with the prompt's text, so that what leads it
+    is not stripped.
     """
 
     ids: list[int]
@@ -45,6 +46,7 @@ class Request:
     stop_ids: frozenset[int]
     stop: tuple[str, ...] = ()
     variant: str = ""
+    continues: bool = False
 
     def of(self, variant: str) -> "Request":
         """The same to a variant of the model, which shares no keys, values and tokens of pictures with others."""

@@ -1,5 +1,6 @@
 """From scores to the next token."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -74,10 +75,15 @@ class Sampling:
 
 
 def several(sampling: Sampling, n: int) -> list[Sampling]:
-    """For n answers to one prompt: with a seed, each has its own. Raises LlavaError unless n is 1 or more."""
+    """For n answers to one prompt: with a seed, each has the next (after the largest comes the least).
+
+    Raises LlavaError unless n is 1 or more.
+    """
     if n < 1:
         raise LlavaError(f"n must be at least 1, found {n}")
-    return [replace(sampling, seed=None if sampling.seed is None else sampling.seed + index) for index in range(n)]
+    if sampling.seed is None:
+        return [sampling] * n
+    return [replace(sampling, seed=(sampling.seed + index + 2**63) % 2**64 - 2**63) for index in range(n)]
 
 
 class Held:
@@ -104,10 +110,16 @@ def penalised(logits: Tensor, sampling: Sampling, held: Held | None) -> Tensor:
         factor = sampling.repetition_penalty
         scores = torch.where(held.seen, torch.where(scores > 0, scores / factor, scores * factor), scores)
         scores -= sampling.presence_penalty * (held.times > 0) + sampling.frequency_penalty * held.times
-    for token, bias in sampling.logit_bias:
-        if token < len(scores):
-            scores[token] += bias
+    if sampling.logit_bias:
+        tokens, biases = _biases(sampling.logit_bias, len(scores))
+        scores.index_add_(0, tokens.to(scores.device), biases.to(scores))
     return scores
+
+
+@functools.lru_cache(maxsize=64)  # each of a request's tokens needs them
+def _biases(pairs: tuple[tuple[int, float], ...], vocab_size: int) -> tuple[Tensor, Tensor]:
+    known = [(token, bias) for token, bias in pairs if token < vocab_size]
+    return torch.tensor([token for token, _ in known], dtype=torch.long), torch.tensor([bias for _, bias in known])
 
 
 def distribution(logits: Tensor, sampling: Sampling) -> Tensor:

@@ -62,7 +62,7 @@ class Scheduler:
 
     def finish(self, one: Generation, reason: Finish, error: LlavaError | None = None) -> None:
         """End a request, wherever it is. What it computed is kept for later ones, unless it failed."""
-        one.finished, one.error = reason, error
+        one.finished, one.error, one.held = reason, error, None
         for queue in (self.waiting, self.running):
             if one in queue:
                 queue.remove(one)

@@ -8,15 +8,19 @@ _INCOMPLETE = "\ufffd"  # what a decoder writes for bytes that are not a whole c
 
 
 class TextStream:
-    """Turns ids, one by one, into text that is safe to show. The space that leads an answer is stripped."""
+    """Turns ids, one by one, into text that is safe to show. The space that leads an answer is stripped.
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
+    before: ids of a text that is continued, the last of them: what leads the continuation is part of it, and stays.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = (), before: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
         self._stop = [text for text in stop if text]
-        self._ids: list[int] = []
-        self._begin = self._read = 0  # ids before `_read` are text already; decoding starts at `_begin` for context
+        self._ids = list(before)
+        self._begin = 0  # ids before `_read` are text already; decoding starts at `_begin` for context
+        self._read = len(before)
         self._held = ""  # text that may be the beginning of a stop string
-        self._started = False
+        self._started = bool(before)
         self.stopped = False  # a stop string was met: nothing follows
 
     def push(self, token: int) -> str:

@@ -61,7 +61,7 @@ def fingerprint(folder: Path) -> str:
     """A hash of the files that make a model what it is: a resumed run must not mix two models."""
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
-        if path.suffix in (".json", ".safetensors") and path.is_file():
+        if path.suffix in (".json", ".safetensors", ".bin", ".model", ".gguf") and path.is_file():
             digest.update(f"{path.relative_to(folder).as_posix()} {sha256(path)}\n".encode())
     return digest.hexdigest()
 
@@ -172,8 +172,8 @@ def _batches(questions: Sequence[tuple[int, Question]]) -> Iterator[list[tuple[i
 def _resume(output: Path, settings: dict[str, Any]) -> list[Answer]:
     path = output / SETTINGS
     if not path.exists():
+        (output / ANSWERS).unlink(missing_ok=True)  # first: interrupted here, they are of no settings
         write_text(path, json.dumps(settings, indent=1) + "\n")
-        (output / ANSWERS).unlink(missing_ok=True)
         return []
     try:
         earlier = json.loads(path.read_text(encoding="utf-8"))

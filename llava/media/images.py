@@ -3,6 +3,7 @@
 import contextlib
 import io
 import math
+import struct
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,6 +59,13 @@ def image_size(source: Source) -> tuple[int, int]:
     return (picture.height, picture.width) if turned else picture.size
 
 
+# What Pillow raises on a bad file; struct.error where the header of EXIF is cut short.
+_BROKEN = (
+    OSError, ValueError, SyntaxError, TypeError, EOFError, MemoryError, LookupError, ArithmeticError, struct.error,
+    PIL.Image.DecompressionBombError,
+)  # fmt: skip
+
+
 @contextlib.contextmanager
 def _decoding(name: str) -> Iterator[None]:
     """What Pillow raises on a bad file as a LlavaError. Its warnings (odd EXIF, ...) are of no use to the user."""
@@ -65,7 +73,7 @@ def _decoding(name: str) -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
-    except (OSError, ValueError, SyntaxError, TypeError, EOFError, MemoryError) as error:
+    except _BROKEN as error:
         raise LlavaError(f"{name}: corrupt or truncated image ({error})") from None
 
 
@@ -98,7 +106,7 @@ def _parse(name: str, data: bytes) -> PIL.Image.Image:
             picture = PIL.Image.open(io.BytesIO(data), formats=FORMATS)
     except PIL.Image.DecompressionBombError:
         raise LlavaError(f"{name}: too many pixels, the limit is {MAX_PIXELS}") from None
-    except (OSError, ValueError, SyntaxError, EOFError) as error:
+    except _BROKEN as error:
         kinds = ", ".join(FORMATS)
         reason = "" if isinstance(error, PIL.UnidentifiedImageError) else f" ({error})"
         raise LlavaError(f"{name}: not a readable image{reason}; expected one of {kinds}") from None

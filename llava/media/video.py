@@ -1,6 +1,7 @@
 """Videos: which frames are seen, and decoding no more than these. Needs PyAV (`pip install 'llava[video]'`)."""
 
 import bisect
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 MAX_FRAMES = 256  # that are seen
 MAX_SEEN_PIXELS = 500_000_000  # of all frames that are seen together: 1.5 GB
+MAX_DECODED_PIXELS = 100_000_000_000  # up to the last frame that is seen: an hour of 720p without key frames
 MAX_PACKETS = 2_000_000  # nine hours at 60 frames a second
 
 
@@ -38,8 +40,11 @@ def choose_frames(times: Sequence[float], frames: int, fps: float | None) -> lis
     """
     chosen = list(range(len(times)))
     if fps is not None:
-        ticks = np.arange(0, times[-1] + 1e-9, 1 / fps)
-        chosen = sorted({max(0, bisect.bisect_right(times, tick + 1e-6) - 1) for tick in ticks})
+        firsts = [max(0, math.ceil((time - 1e-6) * fps)) for time in times]  # the first tick at or after each frame
+        count = math.ceil((times[-1] + 1e-9) * fps)  # of ticks
+        chosen = [i for i, (tick, end) in enumerate(zip(firsts, [*firsts[1:], count], strict=True)) if tick < end] or [
+            0
+        ]
     if len(chosen) > frames:
         chosen = [chosen[i] for i in np.linspace(0, len(chosen) - 1, frames, dtype=int)]
     return chosen
@@ -102,7 +107,8 @@ def _stamps(path: Path, container: Any, stream: Any) -> tuple[list[int], list[in
 
 def _decode(path: Path, container: Any, stream: Any, wanted: list[int], keys: list[int]) -> Iterator["PIL.Image.Image"]:
     """The frames with these stamps, ascending. Jumps to the last key frame before one that lies behind others."""
-    position = -1
+    position, count = -1, 0
+    size = stream.codec_context.width * stream.codec_context.height
     decoded = container.decode(stream)
     for stamp in wanted:
         key = keys[bisect.bisect_right(keys, stamp) - 1] if keys and keys[0] <= stamp else None
@@ -110,6 +116,9 @@ def _decode(path: Path, container: Any, stream: Any, wanted: list[int], keys: li
             container.seek(key, stream=stream)
             decoded = container.decode(stream)
         for frame in decoded:
+            count += 1
+            if count * size > MAX_DECODED_PIXELS:
+                raise LlavaError(f"{path}: {count} frames would have to be decoded; cut the video, or add key frames")
             if frame.pts is None:
                 continue
             position = frame.pts

@@ -6,6 +6,7 @@ measures anew.
 
 import json
 import platform
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,9 +16,16 @@ import torch
 from llava.errors import LlavaError
 from llava.files import cache_dir, write_text
 
+_ALONE = threading.Lock()  # threads that pack layers do not measure against each other
+
 
 def fastest(entry: str, seconds: Mapping[str, Callable[[], float]]) -> str:
     """The name of the way that takes least, as remembered under `entry`, or measured now by the functions given."""
+    with _ALONE:
+        return _fastest(entry, seconds)
+
+
+def _fastest(entry: str, seconds: Mapping[str, Callable[[], float]]) -> str:
     path, machine = cache_dir() / "kernels.json", _machine()
     known = _remembered(path)
     chosen = known.get(machine, {}).get(entry)

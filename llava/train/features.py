@@ -1,6 +1,7 @@
 """Features of a frozen vision encoder, kept on disk: computed once, read by page as they are used."""
 
 import hashlib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +62,9 @@ def build_cache(
             data = np.lib.format.open_memmap(  # type: ignore[no-untyped-call]
                 temporary, mode="w+", dtype=np.float32, shape=shape
             )
+            if hasattr(os, "posix_fallocate"):  # else a full disk is a crash, where pages are written later
+                with temporary.open("r+b") as opened:
+                    os.posix_fallocate(opened.fileno(), 0, temporary.stat().st_size)
             paths = list(sizes)
             for start in range(0, len(paths), _BATCH):
                 batch = paths[start : start + _BATCH]

@@ -5,7 +5,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from llava.errors import LlavaError
-from llava.files import atomic_path, write_text
+from llava.files import atomic_path, os_errors, write_text
+
+LOG = "log.jsonl"  # in the output folder
 
 
 @dataclass(frozen=True)
@@ -23,17 +25,24 @@ class StepLog:
     tokens_per_second: float
 
 
+def require_log() -> None:
+    """Raises LlavaError where the packages are missing that the log needs."""
+    try:
+        import matplotlib.figure  # noqa: F401
+        import torch.utils.tensorboard  # noqa: F401
+    except ImportError:
+        raise LlavaError("training needs TensorBoard and matplotlib: pip install 'llava[train]'") from None
+
+
 class Log:
     """Appends steps to `log.jsonl` and `tensorboard/` under the output folder; `draw` writes `loss.png`."""
 
     def __init__(self, output: Path, start: int) -> None:
         """start: the step a resumed run goes on from; what an interrupted run logged after it is forgotten."""
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise LlavaError("training needs TensorBoard and matplotlib: pip install 'llava[train]'") from None
+        from torch.utils.tensorboard import SummaryWriter
+
         self._output = output
-        self._path = output / "log.jsonl"
+        self._path = output / LOG
         self._entries = [entry for entry in read_log(self._path) if entry.step <= start]
         write_text(self._path, "".join(json.dumps(asdict(entry)) + "\n" for entry in self._entries))
         self._file = self._path.open("a", encoding="utf-8")
@@ -42,10 +51,11 @@ class Log:
     def add(self, entry: StepLog) -> None:
         """Log one step."""
         self._entries.append(entry)
-        self._file.write(json.dumps(asdict(entry)) + "\n")
-        self._file.flush()
-        for name in ("loss", "learning_rate", "grad_norm", "tokens_per_second"):
-            self._board.add_scalar(f"train/{name}", getattr(entry, name), entry.step)
+        with os_errors(f"write {self._path}"):
+            self._file.write(json.dumps(asdict(entry)) + "\n")
+            self._file.flush()
+            for name in ("loss", "learning_rate", "grad_norm", "tokens_per_second"):
+                self._board.add_scalar(f"train/{name}", getattr(entry, name), entry.step)
 
     def draw(self) -> None:
         """Write the loss curve to `loss.png`."""

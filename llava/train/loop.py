@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import hashlib
 import itertools
 import json
 import math
@@ -17,16 +18,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from llava.chat.messages import Visual
-from llava.checkpoints.native import Loaded, default_device
+from llava.checkpoints.native import CONFIG, Loaded, default_device
 from llava.errors import LlavaError
-from llava.files import os_errors, write_text
+from llava.files import os_errors, sha256, write_text
 from llava.models.llava import LlavaModel
 from llava.processor import IGNORE
+from llava.registry import model_folder
 from llava.train.classes import ImaginedClasses
 from llava.train.compiling import compile_blocks
-from llava.train.data import Batch, Dataset, collate, endless_batches, measure
+from llava.train.data import Batch, Dataset, batch_order, collate, endless_batches, measure
 from llava.train.features import FeatureCache, build_cache
-from llava.train.log import Log, StepLog
+from llava.train.log import LOG, Log, StepLog, draw_loss, read_log, require_log
 from llava.train.matching import Captions, caption_of, matching_loss, move_origin, scatter_as_words
 from llava.train.precision import autocast, faster_precision
 from llava.train.recipe import Recipe
@@ -77,7 +79,7 @@ class Run:
     @property
     def steps(self) -> int:
         """Optimizer steps in all."""
-        batches = math.ceil(len(self.data.samples) / self.recipe.batch_size)
+        batches = len(batch_order(self.data.samples, self.recipe.batch_size, self.recipe.seed, epoch=0))
         steps = max(1, math.ceil(self.recipe.epochs * batches / self.recipe.accumulation))
         return min(steps, self.recipe.max_steps or steps)
 
@@ -216,9 +218,16 @@ def train(recipe: Recipe, watcher: Watcher, restart: bool = False) -> Path:
     Killed at any moment, it loses nothing but the steps since the last checkpoint, and goes on exactly as it would
     have. Raises LlavaError.
     """
-    if not restart and (recipe.output / FINISHED).exists():
-        raise LlavaError(f"{recipe.output}: holds a finished run; choose another output, or --restart to begin anew")
+    if isinstance(recipe.model, Path) and recipe.output.resolve() == model_folder(str(recipe.model)).resolve():
+        raise LlavaError(f"{recipe.output}: is the model that the run starts from; choose another output")
+    require_log()
     with os_errors(f"write to the output folder {recipe.output}"):
+        if not restart and (recipe.output / FINISHED).exists():
+            raise LlavaError(
+                f"{recipe.output}: holds a finished run; choose another output, or --restart to begin anew"
+            )
+        if not restart and (recipe.output / CONFIG).exists() and last_precision(recipe.output) is None:
+            raise LlavaError(f"{recipe.output}: holds a model; choose another output, or --restart to replace it")
         recipe.output.mkdir(parents=True, exist_ok=True)
     _keep_freed_memory()
     run = set_up(recipe, watcher, None if restart else last_precision(recipe.output))
@@ -226,7 +235,7 @@ def train(recipe: Recipe, watcher: Watcher, restart: bool = False) -> Path:
         discard_run(recipe.output)
     model = run.model
     optimizer = torch.optim.AdamW(parameter_groups(model, recipe), lr=recipe.learning_rate)
-    progress = Progress(json.loads(recipe.model_dump_json()), precision=run.precision)
+    progress = Progress(json.loads(recipe.model_dump_json()), precision=run.precision, begins_with=_beginning(run))
     progress = load_checkpoint(recipe.output, model, optimizer, progress)
     progress.dropped = dict(run.data.dropped)
     if progress.dropped:
@@ -275,16 +284,28 @@ def train(recipe: Recipe, watcher: Watcher, restart: bool = False) -> Path:
             if progress.step % recipe.checkpoint_every == 0 and progress.step < run.steps:
                 save_checkpoint(recipe.output, model, optimizer, progress)
                 log.draw()
-        log.draw()
     if run.mean is not None:
         move_origin(model.projector, -run.mean)
         scatter_as_words(model.projector, _sampled_features(run, watcher), model.llm.embed_tokens.weight)
     save_trained(recipe.output, model, recipe)
     write_text(recipe.output / FINISHED, json.dumps(asdict(progress), indent=1) + "\n")
     discard_checkpoints(recipe.output)
+    draw_loss(read_log(recipe.output / LOG), recipe.output / "loss.png")
     if progress.corrupt:
         watcher.told(f"{progress.corrupt} samples were left out: their pictures turned out corrupt")
     return recipe.output
+
+
+def _beginning(run: Run) -> str:
+    """A hash of what the run starts from: an exact resume needs the same samples and the same frozen weights."""
+    digest = hashlib.sha256(sha256(run.recipe.data.path).encode())
+    digest.update(repr([(sample.row, sample.length) for sample in run.data.samples]).encode())
+    if isinstance(run.recipe.model, Path):
+        folder = model_folder(str(run.recipe.model))
+        for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*/*.safetensors"), folder / CONFIG]):
+            if "checkpoints" not in path.parts:
+                digest.update(f"{path.relative_to(folder).as_posix()} {sha256(path)}\n".encode())
+    return digest.hexdigest()
 
 
 def _keep_freed_memory() -> None:

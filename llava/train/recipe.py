@@ -77,7 +77,7 @@ class Recipe(Strict):
     lora: Lora | None = None
     train_vision: tuple[str, ...] = ()
     encoder: VisionConfig | None = None
-    epochs: PositiveFloat = 1
+    epochs: PositiveFloat = Field(default=1, allow_inf_nan=False)
     max_steps: PositiveInt | None = None
     batch_size: PositiveInt = 16
     accumulation: PositiveInt = 1
@@ -106,6 +106,9 @@ class Recipe(Strict):
             raise ValueError("no features are kept without cache_features; remove 'cache'")
         if self.encoder is not None and not isinstance(self.model, Path):
             raise ValueError("a new model has its encoder in model.encoder; remove 'encoder'")
+        if isinstance(self.model, NewModel) and self.model.image.size != self.model.encoder.image_size:
+            sizes = self.model.image.size, self.model.encoder.image_size
+            raise ValueError(f"model.image.size is {sizes[0]}, model.encoder.image_size {sizes[1]}; make them equal")
         return self
 
 

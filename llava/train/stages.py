@@ -42,10 +42,12 @@ def _adapter_before(recipe: Recipe) -> Path | None:
 def _read_out_as(loaded: Loaded, encoder: VisionConfig) -> Loaded:
     """The same weights, the vision encoder read out as another configuration says. Raises LlavaError."""
     model, vision = loaded.model, build_vision_encoder(encoder)
-    if vision.feature_size != model.vision.feature_size:
+    before, after = model.config.vision.model_dump(), encoder.model_dump()
+    changed = [key for key in after if key not in ("grid", "image_size") and after[key] != before.get(key)]
+    if changed:
+        told = ", ".join(f"{key} is {after[key]}, was {before.get(key)}" for key in changed)
         raise LlavaError(
-            f"encoder: gives {vision.feature_size} features a token, the model's projector takes "
-            f"{model.vision.feature_size}; only what leaves them as they are can change (grid, image_size)"
+            f"encoder: the features that the projector takes can only change in grid and image_size; {told}"
         )
     load_strict(vision, model.vision.state_dict(), Path("encoder"))
     model.vision = vision.requires_grad_(False).eval()

@@ -36,6 +36,7 @@ class Progress:
     dropped: dict[str, int] = field(default_factory=dict)  # rows of the data that cannot be used, by reason
     corrupt: int = 0  # samples left out because a picture could not be decoded
     precision: str = ""  # that was chosen where the recipe leaves it to the machine
+    begins_with: str = ""  # a hash of the data and of the model that the run starts from
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -49,7 +50,10 @@ def save_checkpoint(output: Path, model: nn.Module, optimizer: torch.optim.Optim
     with atomic_folder(folder / f"step-{progress.step:08d}") as temporary:
         write_safetensors(temporary / "trainable.safetensors", trainable(model))
         random = {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
-        torch.save({"optimizer": optimizer.state_dict(), "random": random}, temporary / "optimizer.pt")
+        try:
+            torch.save({"optimizer": optimizer.state_dict(), "random": random}, temporary / "optimizer.pt")
+        except RuntimeError as error:  # what PyTorch makes of a full disk
+            raise LlavaError(f"{folder}: the checkpoint cannot be written ({error})") from None
         write_text(temporary / "state.json", json.dumps(asdict(progress), indent=1))
     for old in _checkpoints(output)[:-_KEEP]:
         shutil.rmtree(old, ignore_errors=True)
@@ -73,6 +77,11 @@ def load_checkpoint(output: Path, model: nn.Module, optimizer: torch.optim.Optim
     if changed:
         raise LlavaError(
             f"{output}: holds a run with another recipe (changed: {', '.join(changed)}); "
+            "choose another output, or --restart to begin anew"
+        )
+    if saved.begins_with and saved.begins_with != progress.begins_with:
+        raise LlavaError(
+            f"{output}: holds a run on other data, or from another model, than stand there now; "
             "choose another output, or --restart to begin anew"
         )
     parameters, tensors = trainable(model), read_safetensors(folder / "trainable.safetensors")

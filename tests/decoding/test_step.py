@@ -46,7 +46,9 @@ def run() -> build.Run:
     return found
 
 
-def packed(smollm2: GgufLlm, precision: Precision, beside_8bit: bool = False, **changes: Any) -> LlavaModel:
+def packed(
+    smollm2: GgufLlm, precision: Precision, beside_8bit: bool = False, gates: float = 1, **changes: Any
+) -> LlavaModel:
     config = tiny_model(smollm2, width=64).model.config
     llm = config.llm.model_copy(update={"vocab_size": 128, **changes})
     torch.manual_seed(0)
@@ -54,6 +56,8 @@ def packed(smollm2: GgufLlm, precision: Precision, beside_8bit: bool = False, **
     for name, parameter in model.llm.named_parameters():
         shift = float("norm" in name)
         nn.init.normal_(parameter, mean=shift, std=0.3 if shift or "bias" in name else 0.1)
+        if "gate" in name:
+            parameter.data[: llm.intermediate_size] *= gates
     pack_model(model, Storage(precision, beside_8bit=beside_8bit))
     return model
 
@@ -99,6 +103,23 @@ def test_scores_equal_the_decoders(
         assert torch.allclose(found, expected, atol=tolerance, rtol=0)
         assert torch.allclose(step.logits(hidden), scores, atol=1e-4, rtol=0)
         assert [cache.length for cache in ours] == [cache.length for cache in theirs]
+
+
+@torch.inference_mode()
+def test_gates_far_from_zero(smollm2: GgufLlm, run: build.Run) -> None:
+    """SiLU of -100 is next to nothing; e**100 has no float32 (a scale of e**x computed by bits would turn negative)."""
+    model = packed(smollm2, "float32", gates=300)
+    step, config, none = Step(model, run), model.config.llm, torch.empty(0, model.config.llm.hidden_size)
+    theirs, ours = (KVCache(config, CPU, torch.float32) for _ in range(2))
+    ids = torch.arange(20)[None]
+    gates: list[torch.Tensor] = []
+    silu = torch.nn.functional.silu
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.nn.functional, "silu", lambda x: gates.append(x) or silu(x))
+        expected = model.llm.logits(model(ids, none, CacheBatch([theirs], [20]))[0])
+    found = step.run(ids[0].tolist(), none, [ours], [20], range(20))
+    assert min(float(gate.min()) for gate in gates) < -180
+    assert torch.allclose(found, expected, atol=1e-4 * float(expected.abs().max()), rtol=0)
 
 
 @pytest.mark.parametrize("precision", ["float32", "float16", "int8"])

@@ -45,3 +45,12 @@ def test_the_beginning_of_a_stop_string_is_shown_in_the_end(smollm2: GgufLlm) ->
     shown = "".join(stream.push(token) for token in smollm2.tokenizer.encode("done ###")[0])
     assert "#" not in shown
     assert shown + stream.finish() == "done ###"
+
+
+def test_what_leads_a_continuation_is_part_of_it(smollm2: GgufLlm) -> None:
+    prompt, rest = "The capital of France is", " Paris.\n"
+    ids = smollm2.tokenizer.encode(prompt + rest)[0]
+    known = len(smollm2.tokenizer.encode(prompt)[0])
+    stream = TextStream(smollm2.tokenizer, ["\n"], ids[:known][-8:])
+    assert "".join(stream.push(token) for token in ids[known:]) + stream.finish() == " Paris."
+    assert stream.stopped

@@ -139,6 +139,18 @@ def test_orientation_is_honoured_and_the_size_agrees(kind: str, orientation: int
     assert np.unravel_index(brightness.argmax(), (2, 2)) == corner
 
 
+@pytest.mark.parametrize("header", [b"II+\0\0\0\0\0", b"II*\0", b"MM\0*\0\0\0\x08\xff"])
+def test_exif_that_is_cut_short_is_one_clear_error_or_left_aside(header: bytes) -> None:
+    plain = encoded(PIL.Image.new("RGB", (4, 4)), "PNG")
+    chunk = b"eXIf" + header
+    exif = len(header).to_bytes(4, "big") + chunk + zlib.crc32(chunk).to_bytes(4, "big")
+    for read in (open_image, image_size):
+        try:
+            read(plain[:33] + exif + plain[33:])  # behind the signature and IHDR
+        except LlavaError as error:
+            assert "corrupt or truncated image" in str(error)
+
+
 def transparent(mode: str) -> PIL.Image.Image:
     """Left half opaque black, right half fully transparent black."""
     layer = PIL.Image.new("RGBA", (4, 2), (0, 0, 0, 0))

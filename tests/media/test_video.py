@@ -7,7 +7,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from llava.errors import LlavaError
@@ -57,6 +57,28 @@ def test_any_choice_is_ascending_within_bounds_and_begins_at_the_start(
     chosen = choose_frames(times, frames, fps)
     assert chosen[0] == 0 and chosen == sorted(set(chosen))
     assert 1 <= len(chosen) <= frames and chosen[-1] < len(times)
+
+
+@given(st.lists(st.floats(0.001, 5), min_size=0, max_size=60), st.floats(0.1, 60))
+def test_at_every_tick_the_frame_that_is_shown_then(gaps: list[float], fps: float) -> None:
+    times = [0.0, *np.cumsum(gaps).tolist()]
+    places = [(time - shift) * fps for time in times[1:] for shift in (0, 1e-6)]
+    assume(all(abs(place - round(place)) > 1e-6 for place in places))  # else rounding decides
+    ticks = np.arange(0, times[-1] + 1e-9, 1 / fps)
+    shown = sorted({max(i for i, time in enumerate(times) if time <= tick + 1e-6) for tick in ticks})
+    assert choose_frames(times, 10**6, fps) == shown
+
+
+def test_days_between_two_frames_take_no_time() -> None:
+    assert choose_frames([0.0, 1e6], 8, 1000.0) == [0, 1]
+
+
+def test_a_video_that_would_take_long_to_decode_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_video(tmp_path / "slow.mp4", frames=60, gop=1000)
+    monkeypatch.setattr(video, "MAX_DECODED_PIXELS", 64 * 48 * 5)
+    assert len(sample_video(path, 1).frames) == 1
+    with pytest.raises(LlavaError, match="6 frames would have to be decoded"):
+        sample_video(path, 4)
 
 
 def test_the_limit_counts_the_frames_that_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

