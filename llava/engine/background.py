@@ -117,8 +117,8 @@ class BackgroundEngine:
     def _submit(self, reader: _Reader, requests: Sequence[tuple[Request, Sampling]]) -> None:
         self._readers.append(reader)
         try:
-            for request, sampling in requests:
-                reader.generations.append(self._engine.submit(request, sampling))
+            for place, (request, sampling) in enumerate(requests):
+                reader.generations.append(self._engine.submit(request, sampling, place))
                 reader.sent.append((0, 0))
         except LlavaError as error:
             reader.error = error
@@ -162,6 +162,9 @@ class BackgroundEngine:
         """End every request: what the engine holds for them is not known."""
         for reader in self._readers:
             reader.error = EngineError(f"the engine failed: {error}")
+            for one in reader.generations:
+                with contextlib.suppress(Exception):
+                    self._engine.drop(one, reader.error)
 
     def _stop(self) -> None:
         self._stopped = True

@@ -86,8 +86,11 @@ class Engine:
         self._compiled: Step | None = None  # while it is being built, PyTorch runs all steps
         self._views = max(1, _PIXELS // model.config.image.size**2) if on_cpu else _VIEWS
 
-    def submit(self, request: Request, sampling: Sampling) -> Generation:
-        """Queue a request. Raises LlavaError for a prompt that cannot run, or a wrong grammar."""
+    def submit(self, request: Request, sampling: Sampling, place: int = 0) -> Generation:
+        """Queue a request, of which the same client has queued `place` at once before it.
+
+        Raises LlavaError for a prompt that cannot run, or a wrong grammar.
+        """
         _check(request, self._model.config.llm.vocab_size)
         longest, length = self._model.config.llm.max_positions, len(request.ids)
         if length > longest:
@@ -101,13 +104,18 @@ class Engine:
         generation.usage = replace(generation.usage, prompt_tokens=length)
         if sampling.grammar is not None:
             generation.constraint = self._grammars.start(sampling.grammar, request.stop_ids)
-        self.scheduler.waiting.append(generation)
+        self.scheduler.enqueue(generation, place)
         return generation
 
     def cancel(self, generation: Generation) -> None:
         """End a request early; one that has ended stays as it is."""
         if generation.finished is None:
             self.scheduler.finish(generation, "cancelled")
+
+    def drop(self, generation: Generation, error: LlavaError) -> None:
+        """End a request whose keys and values may be wrong: they are not kept."""
+        if generation.finished is None:
+            self.scheduler.finish(generation, "error", error)
 
     @property
     def busy(self) -> bool:

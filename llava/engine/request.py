@@ -103,6 +103,7 @@ class Generation:
     text: str = ""  # of the output: whole characters that no stop string can take back
     constraint: Constraint | None = None
     lookup: Lookup | None = None
+    turn: int = 0  # in which it is admitted
     held: Held | None = None  # where the sampling penalises
     guess: list[int] = field(default_factory=list)  # at what follows, to be run with the last token
     cache: KVCache | None = None  # while it runs

@@ -1,4 +1,4 @@
-"""Which requests run in the next step, and how many of their tokens: first come, first served, within the memory.
+"""Which requests run in the next step, and how many of their tokens: clients take turns, within the memory.
 
 A request that waits is admitted when there is memory for its prompt. Every running answer gets its next token in every
 step; what is left of a step is shared evenly among the prompts that are being read, so a long one stalls nobody. When
@@ -39,6 +39,18 @@ class Scheduler:
         self.running: list[Generation] = []
         self.prefixes = Prefixes(limits.blocks)
         self._orders = count()
+        self._turn = 0  # of the request that was admitted last
+
+    def enqueue(self, one: Generation, place: int) -> None:
+        """Let a request wait. place: how many of the same client's stand before it.
+
+        Clients take turns: the first of one that comes later goes before the second of one that asks for many at once.
+        """
+        one.turn = self._turn + 1 + place
+        index = len(self.waiting)
+        while index and self.waiting[index - 1].turn > one.turn:
+            index -= 1
+        self.waiting.insert(index, one)
 
     def schedule(self) -> list[tuple[Generation, int]]:
         """The next step: requests, and how many tokens of each. Requests that can never run are finished."""
@@ -120,6 +132,7 @@ class Scheduler:
         if one.usage.preemptions == 0:
             one.usage = replace(one.usage, reused_tokens=one.cache.length)
         one.order = next(self._orders)
+        self._turn = max(self._turn, one.turn)
         self.waiting.remove(one)
         self.running.append(one)
         return True

@@ -391,6 +391,22 @@ def test_a_step_is_shared_evenly_and_nobody_overtakes(tiny: Loaded) -> None:
     assert order[-1] is ends[2]
 
 
+def test_clients_take_turns(tiny: Loaded) -> None:
+    assistant = Assistant(tiny)
+    request = replace(assistant.request([Message.user("Hi")]), stop_ids=frozenset())
+    engine = Engine(tiny.model, tiny.processor.tokenizer, limits=Limits(blocks=64, running=2))
+    many = [engine.submit(request, Sampling(max_new_tokens=3), place) for place in range(20)]
+    for _ in range(4):
+        engine.step()
+    other = engine.submit(request, Sampling(max_new_tokens=3))
+    while other.finished is None:
+        engine.step()
+    assert 2 <= sum(one.finished is not None for one in many) < 8
+    while engine.busy:
+        engine.step()
+    assert all(one.finished == "length" for one in many)
+
+
 def test_what_cannot_be_had_costs_no_kept_prefix(tiny: Loaded) -> None:
     prefixes = Prefixes(100)
     assert prefixes.take(60) and prefixes.take(35)

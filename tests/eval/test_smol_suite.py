@@ -7,7 +7,14 @@ import PIL.Image
 import pytest
 
 from llava.eval.benchmarks.smol_names import ALSO, MISNAMED, rightly_named
-from llava.eval.benchmarks.smol_suite import NUMBERS, make_questions, more_photographs, photographs, without_picture
+from llava.eval.benchmarks.smol_suite import (
+    NUMBERS,
+    make_questions,
+    more_photographs,
+    one_of_each,
+    photographs,
+    without_picture,
+)
 from llava.eval.question import Question
 from llava.eval.runner import Answer, Score, write_page, yes_ratio
 from llava.pictures.catalogue import Catalogue, Entry
@@ -109,6 +116,16 @@ def test_sizes_and_colours_are_true(questions: list[Question]) -> None:
     for question in of("colour, of two things", questions):
         (name,) = (name for name in hues(question) if f"the {name}?" in question.text)
         assert len(hues(question)) == 2 and question.answer == f"{name} hue"
+
+
+def test_questions_about_shapes_are_of_different_pictures() -> None:
+    asked = [
+        Question(f"{place}?", "red", "colour", Path(f"{picture}.png")) for picture in range(9) for place in range(5)
+    ]
+    chosen = one_of_each(asked, 6)
+    assert len({question.image for question in chosen}) == 6 and {question.kind for question in chosen} == {"easy-VQA"}
+    assert len({question.text for question in chosen}) > 1
+    assert chosen == one_of_each(asked, 6)
 
 
 def test_counts_go_from_one_to_five_equally_often(questions: list[Question]) -> None:

@@ -17,7 +17,7 @@ import PIL.Image
 from llava.errors import LlavaError
 from llava.eval.benchmarks.easy_vqa import load_questions
 from llava.eval.benchmarks.smol_names import EMOJI, rightly_named
-from llava.eval.question import Question, choose
+from llava.eval.question import Question, by_image
 from llava.fetch import Progress, fetch, quiet
 from llava.files import atomic_folder
 from llava.pictures.catalogue import Catalogue, Entry, load_catalogue, related
@@ -171,10 +171,16 @@ def load_suite(progress: Progress = quiet) -> list[Question]:
         made = [Question(**{**row, "image": folder / row["image"], "accepted": tuple(row["accepted"])}) for row in rows]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise LlavaError(f"{index}: damaged ({error}); delete the folder and try again") from None
-    shapes = [question for _, question in choose(load_questions("test", progress), _SHAPES)]
-    made += [Question(q.text, q.answer, "easy-VQA", q.image) for q in shapes]
+    made += one_of_each(load_questions("test", progress))
     made += photographs(fetch(PHOTOGRAPHS, progress))
     return made + more_photographs(fetch(MORE_PHOTOGRAPHS, progress)) + without_picture()
+
+
+def one_of_each(questions: list[Question], number: int = _SHAPES) -> list[Question]:
+    """Of so many pictures one question each: those of one picture are not independent of each other."""
+    rng, about = random.Random(2026), by_image(questions)
+    chosen = [rng.choice(about[image]) for image in rng.sample(sorted(about), number)]
+    return [Question(q.text, q.answer, "easy-VQA", q.image) for q in chosen]
 
 
 def photographs(folder: Path) -> list[Question]:
