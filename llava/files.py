@@ -80,14 +80,17 @@ def atomic_folder(path: Path) -> Iterator[Path]:
                 if file.is_file():
                     _sync(file)
             if path.exists():
-                old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
-                path.replace(old)  # the new one stands in its place before any of it is deleted
-                try:
-                    temporary.replace(path)
-                except BaseException:
-                    old.replace(path)
-                    raise
-                shutil.rmtree(old, ignore_errors=True)
+                aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
+                try:  # the new one stands in its place before any of the old one is deleted
+                    path.replace(aside / path.name)
+                    try:
+                        temporary.replace(path)
+                    except BaseException:
+                        (aside / path.name).replace(path)
+                        raise
+                finally:
+                    if path.exists():
+                        shutil.rmtree(aside, ignore_errors=True)
             else:
                 temporary.replace(path)
         finally:

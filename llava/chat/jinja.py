@@ -28,7 +28,8 @@ _ESCAPED = {IMAGE: "\ue000", VIDEO: "\ue001"}  # private characters: stand for t
 MAX_TEMPLATE, MAX_RENDERED = 100_000, 10_000_000  # characters
 MAX_SECONDS = 5.0
 _MAX_POWER = 100  # of base and exponent
-_WIDTH = re.compile(r"[%:.][^{}%\s]*\d{6}")  # in a format
+_MOST_COUNTED = 100_000  # that a width, or a number of things, may be
+_WIDE = re.compile(r"\d{6}|%[^a-zA-Z%]*\*|\{[^{}]+\{")  # a large width, or one that comes with the values
 
 
 def render_jinja(template: str, messages: Sequence[Message], special: dict[str, str]) -> list[Segment]:
@@ -139,25 +140,71 @@ def _sized(value: Any) -> Any:
     return value
 
 
-def _check_widths(*values: Any) -> None:
-    """Raise for a width, as a number or inside a format, that makes more of a text than one may render."""
-    for value in values:
-        if isinstance(value, tuple | list):
-            _check_widths(*value)
-        wide = isinstance(value, int) and abs(value) > MAX_RENDERED
-        if wide or (isinstance(value, str) and ("%" in value or "{" in value) and _WIDTH.search(value)):
-            raise jinja2.TemplateError("a width is too large")
+def _check_format(text: str) -> None:
+    if _WIDE.search(text):
+        raise jinja2.TemplateError("a width is too large, or not known before")
 
 
-def _with_widths(filter_: Callable[..., Any], *values: Any, **options: Any) -> Any:
-    _check_widths(*values, *options.values())
-    return filter_(*values, **options)
+def _check_counts(*values: Any) -> None:
+    if any(isinstance(value, int) and abs(value) > _MOST_COUNTED for value in values):
+        raise jinja2.TemplateError(f"a width or a number is over {_MOST_COUNTED}")
+
+
+def _check_replaced(text: Any, old: Any, new: Any) -> None:
+    if str(text).count(str(old)) * len(str(new)) > MAX_RENDERED:
+        raise jinja2.TemplateError("replace makes too much")
+
+
+def _check_joined(items: Any, between: Any) -> None:
+    if isinstance(items, list | tuple):
+        length = sum(len(item) for item in items if isinstance(item, str)) + len(items) * len(str(between))
+        if length > MAX_RENDERED:
+            raise jinja2.TemplateError("join makes too much")
+
+
+def _check_method(name: str, text: str, values: Sequence[Any]) -> None:
+    """Raise where a method of a text would make more of it than one may render."""
+    if name in ("format", "format_map"):
+        _check_format(text)
+    elif name in ("center", "ljust", "rjust", "zfill", "expandtabs"):
+        _check_counts(*values)
+    elif name == "replace" and len(values) >= 2:
+        _check_replaced(text, values[0], values[1])
+    elif name == "join" and values:
+        _check_joined(values[0], text)
+
+
+def _check_filter(name: str, value: Any, values: Sequence[Any]) -> None:
+    """The same for filters."""
+    if name == "format":
+        _check_format(str(value))
+    elif name == "replace" and len(values) >= 2:
+        _check_replaced(value, values[0], values[1])
+    elif name == "join":
+        _check_joined(value, values[0] if values else "")
+    else:
+        _check_counts(*values)
+        lines = str(value).count("\n") + 1 if name == "indent" else 1
+        if sum(abs(count) for count in values if isinstance(count, int)) * lines > MAX_RENDERED:
+            raise jinja2.TemplateError(f"{name} makes too much")
+
+
+def _limited(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """A filter whose arguments are checked before. Its marks (what Jinja hands to it beside them) stay."""
+
+    @functools.wraps(function)
+    def checked(*values: Any, **options: Any) -> Any:
+        own = values[1:] if hasattr(function, "jinja_pass_arg") else values  # the first is Jinja's own
+        _check_filter(name, own[0], [*own[1:], *options.values()])
+        return function(*values, **options)
+
+    return checked
 
 
 class _Environment(ImmutableSandboxedEnvironment):
     """The sandbox with a deadline, which every loop and call checks, and limits of what one operation makes.
 
-    Strings grow by operators, by `~`, and by methods and filters that take a width.
+    Strings grow by operators, by `~`, and by methods and filters that take a width or put texts in.
     """
 
     intercepted_binops = frozenset(["*", "**", "+", "%"])
@@ -167,8 +214,9 @@ class _Environment(ImmutableSandboxedEnvironment):
         self._deadline = time.monotonic() + MAX_SECONDS
         self.filters["checked"] = self._checked
         self.filters["sized"] = _sized
-        for name in ("center", "indent", "format"):
-            self.filters[name] = functools.partial(_with_widths, self.filters[name])
+        self.globals.pop("lipsum")
+        for name in ("center", "indent", "format", "replace", "join", "batch", "slice", "wordwrap"):
+            self.filters[name] = _limited(name, self.filters[name])
 
     def guarded(self, template: str) -> nodes.Template:
         """The parsed template, its loops changed so that they end at the deadline."""
@@ -183,14 +231,14 @@ class _Environment(ImmutableSandboxedEnvironment):
         self._check()
         text = getattr(getattr(function, "__wrapped__", function), "__self__", None)  # str.format comes wrapped
         if isinstance(text, str):
-            _check_widths(text, *arguments, *options.values())
+            _check_method(getattr(function, "__name__", ""), text, [*arguments, *options.values()])
         return super().call(context, function, *arguments, **options)
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         self._check()
         if operator == "%":
             if isinstance(left, str):
-                _check_widths(left, right)
+                _check_format(left)
         elif isinstance(left, int | float) and isinstance(right, int | float):
             if operator == "**" and max(abs(left), abs(right)) > _MAX_POWER:
                 raise jinja2.TemplateError("** makes too much")

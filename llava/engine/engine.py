@@ -5,10 +5,8 @@ between steps. Keys and values of finished requests are kept, and so are the tok
 has in common with an earlier one is not computed again.
 """
 
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import accumulate
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -17,8 +15,9 @@ from llava.decoding import build
 from llava.decoding.step import MOST_ROWS, Step, covers
 from llava.engine.grammar import Grammars
 from llava.engine.lookup import Lookup
+from llava.engine.pictures import Pictures, Plan
 from llava.engine.prefixes import BLOCK
-from llava.engine.request import Finish, Generation, Request, RequestImage, Scored
+from llava.engine.request import Finish, Generation, Request, Scored, seen
 from llava.engine.sampling import Held, Sampling, choose
 from llava.engine.scheduler import Limits, Scheduler
 from llava.engine.text import TextStream
@@ -29,29 +28,7 @@ from llava.models.cache import CacheBatch, KVCache
 from llava.models.llava import IMAGE_TOKEN, LlavaModel
 from llava.tokenizer import Tokenizer
 
-Plan = list[tuple[Generation, int]]  # requests, and how many tokens of each
-
 _KV_BYTES = 4 * 2**30  # at most, unless asked for
-_IMAGE_BYTES = 256 * 2**20  # of pictures' tokens that are kept
-_GROUPS = 8  # of views that a step encodes, where nothing waits for it
-_VIEWS = 16  # of pictures that are encoded at once on a GPU
-_PIXELS = 4 * 224**2  # of the views that are encoded at once on a CPU: what its caches hold (docs/engine.md)
-
-
-@dataclass
-class _Picture:
-    """A picture that is being encoded: all its views, for whom, and the features of the first views."""
-
-    image: RequestImage
-    variant: str
-    views: Tensor
-    asked_by: Generation | None
-    features: list[Tensor] = field(default_factory=list)
-
-    @property
-    def left(self) -> int:
-        """How many views are still to be encoded."""
-        return len(self.views) - sum(len(part) for part in self.features)
 
 
 class Engine:
@@ -78,13 +55,9 @@ class Engine:
             budget = min(available_memory(model.device) // 4, _KV_BYTES) if kv_bytes is None else kv_bytes
             limits = Limits(blocks=max(1, budget // (slot * BLOCK)))
         self.scheduler = Scheduler(config, model.device, model.dtype, limits)
-        self._images: OrderedDict[str, Tensor] = OrderedDict()
-        self._image_bytes = 0  # that they take
-        self._begun: dict[str, _Picture] = {}  # those of which some views are encoded
-        on_cpu = model.device.type == "cpu"
+        self._pictures = Pictures(model, self.scheduler, variants)
         self._covered = covers(model)
         self._compiled: Step | None = None  # while it is being built, PyTorch runs all steps
-        self._views = max(1, _PIXELS // model.config.image.size**2) if on_cpu else _VIEWS
 
     def submit(self, request: Request, sampling: Sampling, place: int = 0) -> Generation:
         """Queue a request, of which the same client has queued `place` at once before it.
@@ -126,7 +99,7 @@ class Engine:
     def step(self) -> None:
         """Run some tokens of the requests that are there. What fails ends the requests that it concerns, only."""
         self._guess()
-        for part in self._parts(self._encode(self.scheduler.schedule())):
+        for part in self._parts(self._pictures.encode(self.scheduler.schedule())):
             for plan, logits in self._run_apart(part):
                 self._choose(plan, logits)
 
@@ -229,7 +202,9 @@ class Engine:
             start, end = one.filled, one.filled + tokens
             spans.append((one.request.variant, len(ids), len(ids) + tokens))
             ids += one.tokens(start, end)
-            images += [self._images[i.digest][max(0, start - i.start) : end - i.start] for i in _seen(one, start, end)]
+            images += [
+                self._pictures.tokens[i.digest][max(0, start - i.start) : end - i.start] for i in seen(one, start, end)
+            ]
             assert one.cache is not None
             caches.append(one.cache)
             if end >= one.length:
@@ -313,131 +288,6 @@ class Engine:
     def _finish(self, one: Generation, reason: Finish) -> None:
         one.text += one.stream.finish()
         self.scheduler.finish(one, reason)
-
-    def _encode(self, plan: Plan) -> Plan:
-        """Encode the pictures of the planned tokens that are not known yet, together. Bad ones end their requests.
-
-        A step encodes a few groups of views (one, where a request waits for it that could go on): what needs more is
-        encoded over several steps, what was begun first.
-        """
-        needed: dict[str, _Picture] = {}
-        kept: Plan = []
-        waits = any(all(image.digest in self._images for image in _planned(pair)) for pair in plan)
-        most, views = self._views if waits else _GROUPS * self._views, 0
-        for pair in sorted(plan, key=lambda pair: not any(image.digest in self._begun for image in _planned(pair))):
-            one = pair[0]
-            unknown = {i.digest: i for i in _planned(pair) if i.digest not in self._images and i.digest not in needed}
-            begun = {digest: self._begun[digest] for digest in unknown if digest in self._begun}
-            more = sum(begun[name].left if name in begun else i.layout.views for name, i in unknown.items())
-            if more and needed and views + more > most:
-                continue
-            views += more
-            try:
-                for digest, image in unknown.items():
-                    needed[digest] = begun.get(digest) or _Picture(image, one.request.variant, image.views(), one)
-            except LlavaError as error:
-                self.scheduler.finish(one, "error", error)
-            except Exception as error:  # noqa: BLE001  no request's data may end another request
-                self.scheduler.finish(one, "error", LlavaError(f"a picture could not be prepared: {error}"))
-            else:
-                kept.append(pair)
-        left = most
-        group: list[_Picture] = []
-        for picture in needed.values():
-            full = sum(other.left for other in group) + picture.left > self._views
-            if group and (full or picture.variant != group[0].variant):
-                left -= self._encode_group(group, left)
-                group = []
-            if left <= 0:
-                break
-            group.append(picture)
-        if group:
-            self._encode_group(group, left)
-        begun = {digest: picture for digest, picture in (self._begun | needed).items() if digest not in self._images}
-        if begun:
-            wanted = {i.digest for one in self.scheduler.running for i in _seen(one, one.filled, one.length)}
-            begun = {digest: picture for digest, picture in begun.items() if digest in wanted}
-        self._begun = begun
-        return self._known(kept, needed)
-
-    def _known(self, plan: Plan, encoded: dict[str, _Picture]) -> Plan:
-        """The requests of a plan all of whose pictures are encoded. Says in `usage` where these are from.
-
-        Forgets the pictures that were used least recently where they take too much memory.
-        """
-        known: Plan = []
-        used: set[str] = set()
-        for pair in plan:
-            one, seen = pair[0], _planned(pair)
-            used |= {image.digest for image in seen}
-            if one.finished is not None or any(image.digest not in self._images for image in seen):
-                continue
-            known.append(pair)
-            for image in seen:
-                self._images.move_to_end(image.digest)
-                picture = encoded.get(image.digest)
-                asked_by = None if picture is None else picture.asked_by
-                if picture is not None and asked_by is not None and (asked_by is one or asked_by.finished is not None):
-                    picture.asked_by = None
-                    one.usage = replace(one.usage, encoded_images=one.usage.encoded_images + 1)
-                elif image.start >= one.filled or one.filled == one.usage.reused_tokens:  # else it was counted before
-                    one.usage = replace(one.usage, reused_images=one.usage.reused_images + 1)
-        if self._image_bytes > _IMAGE_BYTES:
-            for digest in list(self._images):
-                if digest not in used:
-                    self._image_bytes -= self._images.pop(digest).nbytes
-                if self._image_bytes <= _IMAGE_BYTES:
-                    break
-        return known
-
-    def _encode_group(self, group: list[_Picture], most: int) -> int:
-        """Encode pictures of one variant; at most so many of their views. Returns how many.
-
-        Where that fails, each picture alone; the requests that still need a bad one end.
-        """
-        counts = [picture.left for picture in group]
-        try:
-            if self._variants is not None:
-                self._variants.encode(group[0].variant)
-            views = torch.cat([picture.views[-count:] for picture, count in zip(group, counts, strict=True)])[:most]
-            parts = torch.split(views.to(self._model.device, self._model.dtype), self._views)
-            features = torch.cat([self._model.vision(part) for part in parts])
-            for picture, part in zip(group, _split(features, counts), strict=True):
-                picture.features.append(part)
-            whole = [picture for picture in group if not picture.left]
-            layouts = [picture.image.layout for picture in whole]
-            encoded = [part for picture in whole for part in picture.features]
-            tokens = self._model.project(torch.cat(encoded), layouts) if whole else features[:0]
-        except Exception as error:  # noqa: BLE001  out of memory, say
-            for picture in group:
-                picture.features.clear()
-            if len(group) > 1:
-                return sum(self._encode_group([picture], most) for picture in group)
-            for one in list(self.scheduler.running):
-                if any(image.digest == group[0].image.digest for image in _seen(one, one.filled, one.length)):
-                    self.scheduler.finish(one, "error", EngineError(f"a picture could not be encoded: {error}"))
-            return counts[0]
-        for picture, part in zip(whole, _split(tokens, [layout.num_tokens for layout in layouts]), strict=True):
-            self._images[picture.image.digest] = part.clone()
-            self._image_bytes += part.nbytes
-        return len(views)
-
-
-def _split(rows: Tensor, counts: list[int]) -> list[Tensor]:
-    """So many rows after one another; the last get what is there."""
-    ends = list(accumulate(counts))
-    return [rows[end - count : end] for end, count in zip(ends, counts, strict=True)]
-
-
-def _planned(pair: tuple[Generation, int]) -> list[RequestImage]:
-    """The pictures whose placeholders are in the planned tokens of a request."""
-    one, tokens = pair
-    return _seen(one, one.filled, one.filled + tokens)
-
-
-def _seen(one: Generation, start: int, end: int) -> list[RequestImage]:
-    """The pictures whose placeholders are in start..end of a request's tokens."""
-    return [image for image in one.request.images if image.start < end and image.end > start]
 
 
 def _check(request: Request, vocab_size: int) -> None:

@@ -103,6 +103,7 @@ class Generation:
     text: str = ""  # of the output: whole characters that no stop string can take back
     constraint: Constraint | None = None
     lookup: Lookup | None = None
+    encoded: set[str] = field(default_factory=set)  # pictures that were encoded for it, and it has not seen yet
     turn: int = 0  # in which it is admitted
     held: Held | None = None  # where the sampling penalises
     guess: list[int] = field(default_factory=list)  # at what follows, to be run with the last token
@@ -129,3 +130,8 @@ class Generation:
         prompt, length = len(self.request.ids), self.length
         found = [*self.request.ids[start:end], *self.output[max(0, start - prompt) : max(0, end - prompt)]]
         return [*found, *self.guess[max(0, start - length) : max(0, end - length)]]
+
+
+def seen(one: Generation, start: int, end: int) -> list[RequestImage]:
+    """The pictures whose placeholders are in start..end of a request's tokens."""
+    return [image for image in one.request.images if image.start < end and image.end > start]

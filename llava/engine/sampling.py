@@ -141,10 +141,7 @@ def distribution(logits: Tensor, sampling: Sampling) -> Tensor:
 
 
 def _nucleus(scores: Tensor, p: float) -> Tensor:
-    """The scores (V,) without the tokens beyond p. Of equal ones the first in the vocabulary stay.
-
-    To sort a whole vocabulary takes milliseconds; nearly always a thousand tokens hold p.
-    """
+    """The scores (V,) without the tokens beyond p. To sort them all takes milliseconds; mostly a thousand hold p."""
     total = scores.logsumexp(0)
     ordered, order = scores.topk(min(_CANDIDATES, len(scores)))
     if float((ordered - total).exp().sum()) > p + 1e-4:

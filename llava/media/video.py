@@ -42,9 +42,8 @@ def choose_frames(times: Sequence[float], frames: int, fps: float | None) -> lis
     if fps is not None:
         firsts = [max(0, math.ceil((time - 1e-6) * fps)) for time in times]  # the first tick at or after each frame
         count = math.ceil((times[-1] + 1e-9) * fps)  # of ticks
-        chosen = [i for i, (tick, end) in enumerate(zip(firsts, [*firsts[1:], count], strict=True)) if tick < end] or [
-            0
-        ]
+        shown = [i for i, (first, end) in enumerate(zip(firsts, [*firsts[1:], count], strict=True)) if first < end]
+        chosen = shown or [0]
     if len(chosen) > frames:
         chosen = [chosen[i] for i in np.linspace(0, len(chosen) - 1, frames, dtype=int)]
     return chosen

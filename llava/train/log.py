@@ -63,8 +63,11 @@ class Log:
 
     def close(self) -> None:
         """Close the files."""
-        self._file.close()
-        self._board.close()
+        with os_errors(f"write {self._path}"):
+            try:
+                self._board.close()
+            finally:
+                self._file.close()
 
 
 def read_log(path: Path) -> list[StepLog]:

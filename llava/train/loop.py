@@ -26,7 +26,7 @@ from llava.processor import IGNORE
 from llava.registry import model_folder
 from llava.train.classes import ImaginedClasses
 from llava.train.compiling import compile_blocks
-from llava.train.data import Batch, Dataset, batch_order, collate, endless_batches, measure
+from llava.train.data import Batch, Dataset, collate, endless_batches, measure
 from llava.train.features import FeatureCache, build_cache
 from llava.train.log import LOG, Log, StepLog, draw_loss, read_log, require_log
 from llava.train.matching import Captions, caption_of, matching_loss, move_origin, scatter_as_words
@@ -79,7 +79,8 @@ class Run:
     @property
     def steps(self) -> int:
         """Optimizer steps in all."""
-        batches = len(batch_order(self.data.samples, self.recipe.batch_size, self.recipe.seed, epoch=0))
+        size, pictured = self.recipe.batch_size, sum(bool(sample.sizes) for sample in self.data.samples)
+        batches = math.ceil(pictured / size) + math.ceil((len(self.data.samples) - pictured) / size)  # never mixed
         steps = max(1, math.ceil(self.recipe.epochs * batches / self.recipe.accumulation))
         return min(steps, self.recipe.max_steps or steps)
 
@@ -243,11 +244,12 @@ def train(recipe: Recipe, watcher: Watcher, restart: bool = False) -> Path:
         watcher.told(f"{sum(progress.dropped.values())} of {len(run.data.rows)} rows cannot be used: {reasons}")
     if recipe.compile and run.captions is None:  # stage match does not run the LLM
         compile_blocks(model)
+    steps = run.steps
     with contextlib.closing(Log(recipe.output, progress.step)) as log:
         batches = _load(run, progress.batches)
-        while progress.step < run.steps:
+        while progress.step < steps:
             began = time.monotonic()
-            scale = rate_at(progress.step, run.steps, recipe.warmup_ratio)
+            scale = rate_at(progress.step, steps, recipe.warmup_ratio)
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * scale
             taken = list(itertools.islice(batches, recipe.accumulation))
@@ -277,11 +279,11 @@ def train(recipe: Recipe, watcher: Watcher, restart: bool = False) -> Path:
             progress.tokens += tokens
             progress.seconds += seconds
             entry = StepLog(
-                progress.step, run.steps, total, recipe.learning_rate * scale, norm.item(), tokens / max(seconds, 1e-9)
+                progress.step, steps, total, recipe.learning_rate * scale, norm.item(), tokens / max(seconds, 1e-9)
             )
             log.add(entry)
             watcher.stepped(entry)
-            if progress.step % recipe.checkpoint_every == 0 and progress.step < run.steps:
+            if progress.step % recipe.checkpoint_every == 0 and progress.step < steps:
                 save_checkpoint(recipe.output, model, optimizer, progress)
                 log.draw()
     if run.mean is not None:
@@ -300,11 +302,14 @@ def _beginning(run: Run) -> str:
     """A hash of what the run starts from: an exact resume needs the same samples and the same frozen weights."""
     digest = hashlib.sha256(sha256(run.recipe.data.path).encode())
     digest.update(repr([(sample.row, sample.length) for sample in run.data.samples]).encode())
-    if isinstance(run.recipe.model, Path):
-        folder = model_folder(str(run.recipe.model))
-        for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*/*.safetensors"), folder / CONFIG]):
-            if "checkpoints" not in path.parts:
-                digest.update(f"{path.relative_to(folder).as_posix()} {sha256(path)}\n".encode())
+    model = run.recipe.model
+    if isinstance(model, Path):
+        folder = model_folder(str(model))
+        files = sorted([*folder.glob("*.safetensors"), *folder.glob("*/*.safetensors"), folder / CONFIG])
+    else:
+        files = [path for path in (Path(model.llm), Path(model.vision)) if path.is_file()]  # what is known has a hash
+    for path in files:
+        digest.update(f"{path.name} {sha256(path)}\n".encode())
     return digest.hexdigest()
 
 

@@ -84,6 +84,7 @@ def load_checkpoint(output: Path, model: nn.Module, optimizer: torch.optim.Optim
             f"{output}: holds a run on other data, or from another model, than stand there now; "
             "choose another output, or --restart to begin anew"
         )
+    saved.begins_with = saved.begins_with or progress.begins_with  # an earlier version did not know it
     parameters, tensors = trainable(model), read_safetensors(folder / "trainable.safetensors")
     if parameters.keys() != tensors.keys():
         raise LlavaError(f"{folder}: holds other trainable parameters than the recipe has")

@@ -156,15 +156,24 @@ def test_an_unknown_template_lists_the_choices() -> None:
         ("{{ 'a' * 10 ** 9 }}", "makes too much"),
         ("{{ 10 ** 10 ** 10 }}", "makes too much"),
         ("{% for a in range(99999) %}{{ 'a' * 1000 }}{% endfor %}", "renders over 10000000 characters"),
-        ("{{ 'a'|center(9999999999) }}", "width is too large"),
-        ("{{ 'a'.ljust(9999999999) }}", "width is too large"),
-        ("{{ '%9999999999d' % 1 }}", "width is too large"),
-        ("{{ '%*d' % (9999999999, 1) }}", "width is too large"),
-        ("{{ '{:>9999999999}'.format('a') }}", "width is too large"),
-        ("{{ '%9999999999d'|format(1) }}", "width is too large"),
+        ("{{ 'a'|center(9999999999) }}", "width"),
+        ("{{ 'a'.ljust(9999999999) }}", "width"),
+        ("{{ '%9999999999d' % 1 }}", "width"),
+        ("{{ '%*d' % (9999999999, 1) }}", "width"),
+        ("{{ '{:>9999999999}'.format('a') }}", "width"),
+        ("{{ '%9999999999d'|format(1) }}", "width"),
+        ("{{ '{0:>{1}}'.format('a', '9999999999') }}", "width"),
+        ("{{ '{a:>{b}}'.format_map({'a': 'x', 'b': 9999999999}) }}", "width"),
+        ("{{ ('a' * 100000).replace('a', 'b' * 100000) }}", "replace makes too much"),
+        ("{{ ('a' * 100000)|replace('a', 'b' * 100000) }}", "replace makes too much"),
+        ("{{ (['b' * 100000] * 100000)|join }}", "join makes too much"),
+        ("{{ ''.join(['b' * 100000] * 100000) }}", "join makes too much"),
+        ("{{ [1]|batch(9999999999, 0)|list }}", "number is over"),
+        ("{{ ('a\\n' * 100000)|indent(100000) }}", "indent makes too much"),
+        ("{{ ('.' * 100000 ~ '%s') % 1 ~ 1 / 0 }}", "division by zero"),  # in no time
         (
             "{% set n = namespace(x='a') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
-            "~ makes too much",
+            "~ makes too much|takes more",
         ),
         (
             "{% set n = namespace(x='a') %}{% for i in range(60) %}{% set n.x = n.x + n.x %}{% endfor %}",
@@ -178,6 +187,13 @@ def test_a_hostile_template_is_stopped(monkeypatch: pytest.MonkeyPatch, hostile:
     monkeypatch.setattr(jinja, "MAX_SECONDS", 0.2)
     with pytest.raises(LlavaError, match=message):
         render_jinja(hostile, [Message.user("Hi")], {})
+
+
+def test_what_users_say_is_not_taken_for_a_format() -> None:
+    said = '  What is 50% of 3.141592? {"id":1234567, "a": {"b": 1}} http://x/%20b/123456 '
+    template = "{{ messages[0]['content'].strip().replace('x', 'y')|indent(2)|replace('y', 'x') }}{{ 'a'.center(3) }}"
+    (segment,) = render_jinja(template, [Message.user(said)], {})
+    assert isinstance(segment, Text) and segment.text == said.strip() + " a "
 
 
 def test_a_guarded_loop_still_knows_its_place() -> None:

@@ -14,6 +14,15 @@ from llava.engine.sampling import Held, Sampling, choose, distribution, penalise
 from llava.errors import LlavaError
 
 
+@pytest.mark.parametrize("spread", [0.01, 3.0, 8.0])  # nearly all tokens, some hundreds and a few make up top_p
+def test_top_p_of_a_large_vocabulary_equals_transformers(spread: float) -> None:
+    logits = torch.randn(5000, generator=torch.Generator().manual_seed(1)) * spread
+    expected = TopPLogitsWarper(0.95)(None, logits[None])[0]  # type: ignore[arg-type]
+    ours = distribution(logits, Sampling(temperature=1.0, top_p=0.95))
+    assert abs(int((ours > 0).sum()) - int(expected.isfinite().sum())) <= 1  # where rounding decides about the last
+    assert torch.allclose(ours, expected.softmax(-1), atol=1e-3 if spread < 1 else 1e-5)
+
+
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.0])
 @pytest.mark.parametrize("top_k", [0, 1, 5, 500])
 @pytest.mark.parametrize("top_p", [0.05, 0.5, 0.95, 1.0])

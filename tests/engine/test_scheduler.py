@@ -17,7 +17,8 @@ from llava.checkpoints.native import Loaded
 from llava.config import Precision, Storage
 from llava.decoding import build
 from llava.decoding.step import covers
-from llava.engine.engine import Engine, Plan
+from llava.engine.engine import Engine
+from llava.engine.pictures import Plan
 from llava.engine.prefixes import Prefixes, common_length
 from llava.engine.request import Generation, Request
 from llava.engine.sampling import Sampling
@@ -304,7 +305,7 @@ def test_beside_a_running_answer_few_pictures_are_encoded_at_once(
     monkeypatch.setattr(tiny.model.vision, "forward", lambda views: seen.append(len(views)) or vision(views))
     answer = engine.submit(assistant.request([Message.user("Hi")]), Sampling(max_new_tokens=60))
     engine.step()
-    engine._views = 2
+    engine._pictures.at_once = 2
     asked = [assistant.request([Message.user(picture, "What is this?")]) for picture in pictures]
     ends = [engine.submit(request, Sampling(max_new_tokens=2)) for request in asked]
     while engine.busy:
@@ -338,7 +339,8 @@ def test_a_picture_of_many_views_is_encoded_in_parts_beside_a_running_answer(
     ids = [*request.ids[: image.start], *middle, *request.ids[image.end :]]
     large_request = replace(request, ids=ids, keys=[(i, token) for i, token in enumerate(ids)], images=[large])
     small_request = assistant.request([Message.user(tiles[1], "What is this?")])
-    asked = [large_request, small_request, large_request]
+    several_request = assistant.request([Message.user(*tiles[2:], "What is this?")])
+    asked = [large_request, small_request, large_request, several_request]
     expected = [
         list(Engine(tiny.model, tiny.processor.tokenizer).stream(one, Sampling(max_new_tokens=3))) for one in asked
     ]
@@ -346,7 +348,7 @@ def test_a_picture_of_many_views_is_encoded_in_parts_beside_a_running_answer(
     seen: list[int] = []
     vision = tiny.model.vision.forward
     monkeypatch.setattr(tiny.model.vision, "forward", lambda views: seen.append(len(views)) or vision(views))
-    engine._views = 2
+    engine._pictures.at_once = 2
     answer = engine.submit(assistant.request([Message.user("Hi")]), Sampling(max_new_tokens=60))
     engine.step()
     ends = [engine.submit(one, Sampling(max_new_tokens=3)) for one in asked]
@@ -355,9 +357,10 @@ def test_a_picture_of_many_views_is_encoded_in_parts_beside_a_running_answer(
         engine.step()
         assert len(answer.output) > before and sum(seen) - known <= 2
     assert [one.output for one in ends] == expected
-    assert sum(seen) == 6 and len(prepared) == 1 and not engine._begun
+    assert sum(seen) == 9 and len(prepared) == 1 and not engine._pictures.begun
     assert [(one.usage.encoded_images, one.usage.reused_images) for one in ends[:2]] == [(1, 0), (1, 0)]
     assert ends[2].usage.encoded_images == 0
+    assert (ends[3].usage.encoded_images, ends[3].usage.reused_images) == (3, 0)  # not all in one step
 
 
 def test_pictures_that_were_used_least_recently_are_forgotten(tiny: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -365,7 +368,7 @@ def test_pictures_that_were_used_least_recently_are_forgotten(tiny: Loaded, monk
     pixels = np.random.default_rng(1).integers(0, 256, (3, 20, 20, 3), np.uint8)
     requests = [assistant.request([Message.user(Image(PIL.Image.fromarray(one)), "What?")]) for one in pixels]
     size = requests[0].images[0].layout.num_tokens * tiny.model.config.llm.hidden_size * 4
-    monkeypatch.setattr("llava.engine.engine._IMAGE_BYTES", 2 * size)
+    monkeypatch.setattr("llava.engine.pictures._BYTES", 2 * size)
     encoded = []
     for place in (0, 1, 0, 2, 0, 1):
         fresh = Request(
@@ -373,7 +376,7 @@ def test_pictures_that_were_used_least_recently_are_forgotten(tiny: Loaded, monk
         )
         (one,) = engine.generate([(fresh, Sampling(max_new_tokens=1))])  # keys of its own: no prefix is shared
         encoded.append(one.usage.encoded_images)
-        assert engine._image_bytes == sum(tokens.nbytes for tokens in engine._images.values()) <= 2 * size
+        assert engine._pictures.bytes == sum(tokens.nbytes for tokens in engine._pictures.tokens.values()) <= 2 * size
     assert encoded == [1, 1, 0, 1, 0, 1]
 
 

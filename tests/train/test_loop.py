@@ -290,8 +290,9 @@ def test_a_full_disk_is_one_clear_error(folder: Path, monkeypatch: pytest.Monkey
 
 
 def test_every_batch_of_an_epoch_is_a_step(folder: Path) -> None:
-    run = set_up(recipe(folder, epochs=1, max_steps=None, batch_size=4), Watcher())
-    assert run.steps == len(batch_order(run.data.samples, 4, 0, epoch=0))
+    run = set_up(recipe(folder, epochs=1, max_steps=None, batch_size=5), Watcher())
+    assert len(run.data.samples) == 25  # one of which has no picture, and a batch of its own
+    assert run.steps == len(batch_order(run.data.samples, 5, 0, epoch=0)) == 6
 
 
 def test_a_damaged_checkpoint_is_one_clear_error(folder: Path) -> None:
