@@ -23,7 +23,9 @@ from llava.registry import EMBEDDED
 from llava.train.data import messages_of
 from scripts import easy_vqa_data, embed_model, random_model, smol_data, smol_pictures, smol_text
 from scripts.smol_card import write_card
-from scripts.smol_data import (
+from scripts.smol_data import Rows, row, sample
+from scripts.smol_sheet import sheet
+from scripts.smol_turns import (
     BARS,
     COLOUR,
     DESCRIBE,
@@ -32,6 +34,7 @@ from scripts.smol_data import (
     NUMBERS,
     PLACE,
     PRESENT,
+    SELF,
     SHORTEST,
     SIZE,
     SIZES,
@@ -39,16 +42,12 @@ from scripts.smol_data import (
     WHERE,
     WHICH,
     Maker,
-    Rows,
     about_chart,
     capital,
     caption_of,
-    row,
-    sample,
     told_scene,
     words,
 )
-from scripts.smol_sheet import sheet
 
 NAMES = ("apple", "dog", "bus", "hammer", "cherry", "fox", "glasses", "unicorn")
 
@@ -340,6 +339,6 @@ def test_the_whole_data_set_is_written_and_names_only_pictures_that_are_there(
     assert kinds["about-one"] + kinds["about-worn"] == 14 and kinds["about-scene"] == 8 and kinds["shape"] == 8
     told_sizes = [one for one in rows["finetune"] if "about-pair" in one["id"] and "er" in str(one["conversations"])]
     assert kinds["about-pair"] > 10 and any("The " in str(one["conversations"]) for one in told_sizes)
-    assert kinds["text"] == 4 and kinds["self"] == 40 * len(smol_data.SELF)
+    assert kinds["text"] == 4 and kinds["self"] == 40 * len(SELF)
     names = [one for one in rows["finetune"] if "about-" in one["id"] and len(one["conversations"]) == 2]
     assert sum(one["conversations"][0]["value"].removeprefix("<image>\n") in NAMING for one in names) >= 5
