@@ -191,7 +191,8 @@ def test_a_hostile_template_is_stopped(monkeypatch: pytest.MonkeyPatch, hostile:
 
 def test_what_users_say_is_not_taken_for_a_format() -> None:
     said = '  What is 50% of 3.141592? {"id":1234567, "a": {"b": 1}} http://x/%20b/123456 '
-    template = "{{ messages[0]['content'][0]['text'].strip().replace('x', 'y')|indent(2)|replace('y', 'x') }}{{ 'a'.center(3) }}"
+    text = "messages[0]['content'][0]['text'].strip().replace('x', 'y')"
+    template = "{{ " + text + "|indent(2)|replace('y', 'x') }}{{ 'a'.center(3) }}"
     (segment,) = render_jinja(template, [Message.user(said)], {})
     assert isinstance(segment, Text) and segment.text == said.strip() + " a "
 
