@@ -79,7 +79,7 @@ def test_inspect_shows_parts_text_and_ids() -> None:
     done = run("inspect", "llava-smol", "--image", str(SHAPE), "--prompt", "what color?")
     assert done.returncode == 0
     assert "<|im_start|>user\n<image>\nwhat color?<|im_end|>\n<|im_start|>assistant\n" in done.stdout
-    assert "256x256, 36 tokens at" in done.stdout
+    assert "256x256, 45 tokens at" in done.stdout
     for part in ("vision encoder", "projector", "LLM", "efficientnet_lite0", "mlp2x_gelu"):
         assert part in done.stdout
 
