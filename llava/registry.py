@@ -204,7 +204,7 @@ EMBEDDED = {"llava-smol": Path(__file__).parent / "embedded" / "llava-smol"}  # 
 EXAMPLE = Path(__file__).parent / "serve" / "examples" / "tiger.png"  # what an embedded model knows
 ABOUT_EMBEDDED = (
     "llava-smol is tiny and often wrong: it names drawings of things, says whether something is there, counts to five. "
-    "Of photographs it names two in five. Text, positions and what is going on in a picture are beyond it."
+    "Of photographs it names one in four. Text, positions, sizes and what is going on in a picture are beyond it."
 )
 
 
