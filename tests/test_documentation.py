@@ -14,8 +14,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "llava/embedded/llava-smol/README.md"]
-# CI itself makes and installs (.ci/run), `make llava-smol` takes 90 minutes, and -night 90 more, and peers take ten to compile; what
-# needs the catalogue fetches 500 MB from npm and Debian: tests/pictures and tests/eval run it on a small one
+# CI itself makes and installs (.ci/run), `make llava-smol` takes 90 minutes, and peers take ten to compile; what needs
+# the catalogue fetches 500 MB from npm and Debian: tests/pictures and tests/eval run it on a small one
 CATALOGUE = ("llava eval smol-suite", "python benchmarks/encoders.py", "python scripts/smol_data.py")
 LONG = ("llava train recipes/llava-smol-", "python scripts/smol_nearest.py", "python scripts/smol_sheet.py", *CATALOGUE)
 ELSEWHERE = ("make ", "benchmarks/peers.sh", "python benchmarks/engine.py", "pip install", *LONG)
