@@ -143,21 +143,18 @@ class Engine:
         return generations
 
     def _parts(self, plan: Plan) -> list[Plan]:
-        """The plan in parts that run one after the other: in 8 bits, where there is more than a step holds.
+        """The plan in parts that run one after the other. One part, but in 8 bits beside prompts too long for a step.
 
-        There PyTorch may round an input to another of its levels than the step does. So what one request runs goes to
-        the step if it has room for that alone, whatever runs beside it.
+        There PyTorch may round an input to another of its levels than the step does. So answers always run in the step:
+        what they say does not depend on what is read beside them.
         """
         step = self._step()
         if step is None or not step.eight or sum(tokens for _, tokens in plan) <= step.most_rows:
             return [plan]
-        parts: list[Plan] = [[]]
-        for pair in plan:
-            if pair[1] <= step.most_rows:
-                if sum(tokens for _, tokens in parts[-1]) + pair[1] > step.most_rows:
-                    parts.append([])
-                parts[-1].append(pair)
-        return [part for part in (*parts, [pair for pair in plan if pair[1] > step.most_rows]) if part]
+        answers = [pair for pair in plan if pair[0].length - pair[0].filled == 1]
+        prompts = [pair for pair in plan if pair[0].length - pair[0].filled > 1]
+        parts = [answers[start : start + step.most_rows] for start in range(0, len(answers), step.most_rows)]
+        return [*parts, prompts] if prompts else parts
 
     def _run_apart(self, plan: Plan) -> list[tuple[Plan, Tensor]]:
         """Run a plan together, and where that fails each request alone: it ends those only that fail by themselves."""
