@@ -1,7 +1,7 @@
 """A checkpoint's own chat template, in Jinja, rendered in a sandbox to the same segments as ours.
 
-The template is untrusted: the sandbox denies it every attribute and change of objects, and its time, its output and the
-texts and lists that it multiplies are limited.
+The template is untrusted: the sandbox denies it every attribute and change of objects, and its time, its output
+and what one operation makes of texts and lists are limited.
 Source: transformers' `apply_chat_template`, whose environment and variables these are.
 """
 
@@ -30,6 +30,10 @@ MAX_SECONDS = 5.0
 _MAX_POWER = 100  # of base and exponent
 _MOST_COUNTED = 100_000  # that a width, or a number of things, may be
 _WIDE = re.compile(r"\d{6}|%[^a-zA-Z%]*\*|\{[^{}]+\{")  # a large width, or one that comes with the values
+# What a template can end in, beside our own errors
+_FAILURES = (
+    jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError, MemoryError,
+)  # fmt: skip
 
 
 def render_jinja(template: str, messages: Sequence[Message], special: dict[str, str]) -> list[Segment]:
@@ -120,15 +124,7 @@ def _render(template: str, messages: Sequence[Message], special: dict[str, str])
             length += len(piece)
             if length > MAX_RENDERED:
                 raise LlavaError(f"the chat template renders over {MAX_RENDERED} characters")
-    except (
-        jinja2.TemplateError,
-        TypeError,
-        ValueError,
-        ArithmeticError,
-        LookupError,
-        RecursionError,
-        MemoryError,
-    ) as error:
+    except _FAILURES as error:
         raise LlavaError(f"the chat template fails: {error}") from None
     return "".join(text)
 
@@ -175,7 +171,7 @@ def _check_method(name: str, text: str, values: Sequence[Any]) -> None:
 
 
 def _check_filter(name: str, value: Any, values: Sequence[Any]) -> None:
-    """The same for filters."""
+    """Raise where a filter would."""
     if name == "format":
         _check_format(str(value))
     elif name == "replace" and len(values) >= 2:
