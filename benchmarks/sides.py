@@ -132,7 +132,7 @@ class Vllm:
         from vllm import LLM, SamplingParams
 
         self.sampling, self.count = SamplingParams, image_tokens
-        options: dict[str, Any] = {"dtype": dtype, "max_model_len": 2048, "enforce_eager": True}
+        options: dict[str, Any] = {"dtype": dtype, "max_model_len": 2048}
         if image_tokens is None:
             options["limit_mm_per_prompt"] = {"image": 1}
         self.llm = LLM(model=str(folder), **options)
@@ -191,9 +191,20 @@ class LlamaCppWhole:
         import llama_cpp
         from llama_cpp.llama_chat_format import Llava15ChatHandler
 
+        class Handler(Llava15ChatHandler):  # type: ignore[misc]
+            """The tower of LLaVA-1.5 with the prompt of all other sides: no system's message, ChatML."""
+
+            DEFAULT_SYSTEM_MESSAGE = None
+            CHAT_FORMAT = (
+                "{% for message in messages %}<|im_start|>{{ message.role }}\n"
+                "{% if message.content is string %}{{ message.content }}"
+                "{% else %}{{ message.content[0].image_url.url }}\n{{ message.content[1].text }}{% endif %}"
+                "<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
+            )
+
         self.llm = llama_cpp.Llama(
             str(file),
-            chat_handler=Llava15ChatHandler(clip_model_path=str(tower), verbose=False),
+            chat_handler=Handler(clip_model_path=str(tower), verbose=False),
             n_ctx=4096,
             n_threads=2,
             n_threads_batch=2,

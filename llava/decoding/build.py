@@ -24,15 +24,15 @@ from llava.decoding.object import Code, load_object
 from llava.errors import LlavaError
 from llava.files import atomic_path, cache_dir
 
-NAME = "llava_step"
+_STEP, _LINEAR, _ATTENTION = NAMES = ("llava_step", "llava_linear", "llava_attention")
 _RUNTIME = ("GOMP_barrier", "omp_get_thread_num", "omp_get_num_threads")  # all that it calls: PyTorch's threads
 VNNI = "avx512_vnni"
 _NEEDED = ("avx2", "fma", "f16c")  # of the processor: the code is in its vectors
 _UNIT = 16  # inputs that are read together
 _REFUSED: set[Path] = set()  # files that this process found it may not run
-_SOURCES = ("kernels.py", "vectors.py", "layout.py", "build.py")
+_SOURCES = ("kernels.py", "products.py", "attention.py", "rows.py", "vectors.py", "layout.py", "build.py")
 
-Run = Callable[[int, int], None]  # a step, by the address of its table, on so many threads at most
+Run = Callable[[int, int], None]  # a function, by the address of its table, on so many threads at most
 
 
 @functools.cache
@@ -67,7 +67,21 @@ def readable(config: DecoderConfig) -> bool:
 
 
 def step() -> Run | None:
-    """The function, or None while it is being built; the first call sees to that. Only where it is `possible`."""
+    """A decoding step, or None while it is being built; the first call sees to that. Only where it is `possible`."""
+    return _function(_STEP)
+
+
+def linear() -> Run | None:
+    """A linear layer of 8 bits, for processors that have VNNI; as `step`."""
+    return _function(_LINEAR)
+
+
+def attention() -> Run | None:
+    """Attention of many queries; as `step`."""
+    return _function(_ATTENTION)
+
+
+def _function(name: str) -> Run | None:
     path = _path()
     if path in _REFUSED:
         return None
@@ -75,7 +89,7 @@ def step() -> Run | None:
         _building(path).poll()
         return None
     try:
-        return _load(path)
+        return _load(path)[name]
     except ValueError:  # damaged, or nothing that we can read: it is built anew, once in a process
         path.unlink(missing_ok=True)
     except OSError:  # it cannot be read, or memory not be made executable: PyTorch decodes
@@ -93,21 +107,22 @@ def build(path: Path) -> None:
     """Compile the function, for this processor, into a file. Raises LlavaError when it cannot be written."""
     import llvmlite.binding as llvm
 
-    from llava.decoding import kernels
+    from llava.decoding import attention, kernels, products
 
-    text = kernels.step.inspect_llvm()
-    inner = kernels.step.native_name.removeprefix("cfunc.")
-    text += f"""
-define void @{NAME}(ptr %table) {{
+    module = llvm.parse_assembly("")
+    for name, compiled in zip(NAMES, (kernels.step, products.linear, attention.attention), strict=True):
+        inner = compiled.native_name.removeprefix("cfunc.")
+        outer = f"""
+define void @{name}(ptr %table) {{
   %result = alloca ptr
   %error = alloca ptr
   %status = call i32 @{inner}(ptr %result, ptr %error, ptr %table)
   ret void
 }}
 """
-    module = llvm.parse_assembly(text)
+        module.link_in(llvm.parse_assembly(compiled.inspect_llvm() + outer))
     for function in module.functions:
-        if not function.is_declaration and function.name != NAME:
+        if not function.is_declaration and function.name not in NAMES:
             function.linkage = "internal"  # and so goes where it is not used: what numba adds to raise exceptions
     machine = _machine()
     passes = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(speed_level=3))
@@ -129,17 +144,17 @@ def _machine() -> "llvmlite.binding.TargetMachine":  # type: ignore[name-defined
 
 
 @functools.cache
-def _load(path: Path) -> Run:
+def _load(path: Path) -> dict[str, Run]:
     library = _torch_library()
     code = load_object(path.read_bytes(), functools.partial(_address, library))
     parallel = library.GOMP_parallel
     parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
     parallel.restype = None
 
-    def run(table: int, threads: int, code: Code = code) -> None:  # the default keeps the code in memory
-        parallel(code.symbols[NAME], table, threads, 0)
+    def run(name: str, code: Code, table: int, threads: int) -> None:
+        parallel(code.symbols[name], table, threads, 0)
 
-    return run
+    return {name: functools.partial(run, name, code) for name in NAMES}
 
 
 @functools.cache

@@ -17,75 +17,18 @@ import numpy as np
 from numba import types
 
 from llava.decoding import layout
-from llava.decoding.build import VNNI, has
-from llava.decoding.layout import FLOAT16, FLOAT32, INT8, INT8_BYTES, LAYER, ROW
-from llava.decoding.vectors import TOGETHER, WIDTHS, array, dots, half, power_of_two
+from llava.decoding.attention import looked_tile
+from llava.decoding.layout import FLOAT32, LAYER, ROW, TOGETHER
+from llava.decoding.products import multiply, prepare, scratch_bytes
+from llava.decoding.rows import barrier, exact, exp, fast, normed, share, thread_count, thread_number, words
+from llava.decoding.vectors import array, dots, half
 
-_BLOCK = 4  # outputs that are computed together
-_SHARE = 16  # outputs that a thread has a multiple of: a line of the cache, which no two threads write
-
-barrier = types.ExternalFunction("GOMP_barrier", types.void())
-thread_number = types.ExternalFunction("omp_get_thread_num", types.int32())
-thread_count = types.ExternalFunction("omp_get_num_threads", types.int32())
-
-# ---- arithmetic on rows ----
-
-_fast = numba.njit(fastmath={"reassoc", "contract", "nsz"}, error_model="numpy")  # sums in any order
-_exact = numba.njit(error_model="numpy")
+tile_bytes = exact(layout.tile_bytes)
+_SLOTS = 4  # that are looked at together
+_scores4, _scores1 = dots(FLOAT32, _SLOTS), dots(FLOAT32, 1)
 
 
-@_exact
-def exp(x: Any) -> Any:
-    """e**x in float32, of at least -87 and at most 88: next to nothing, next to infinity. Polynomial: Cephes' expf."""
-    x = x if x > np.float32(-87) else np.float32(-87)
-    x = x if x < np.float32(88) else np.float32(88)
-    whole = np.rint(x * np.float32(1.44269504))
-    r = x - whole * np.float32(0.693359375) + whole * np.float32(2.12194440e-4)
-    p = np.float32(1.9875691500e-4) * r + np.float32(1.3981999507e-3)
-    p = p * r + np.float32(8.3334519073e-3)
-    p = p * r + np.float32(4.1665795894e-2)
-    p = p * r + np.float32(1.6666665459e-1)
-    p = p * r + np.float32(5.0000001201e-1)
-    return (p * r * r + r + np.float32(1)) * power_of_two(np.int32(whole))
-
-
-@_fast
-def normed(x: Any, weight: Any, out: Any, count: Any, epsilon: Any) -> None:
-    """RMSNorm of one row."""
-    total = np.float32(0)
-    for i in range(count):
-        total += x[i] * x[i]
-    scale = np.float32(1) / math.sqrt(total / np.float32(count) + epsilon)
-    for i in range(count):
-        out[i] = x[i] * scale * weight[i]
-
-
-@_exact
-def scale_of(x: Any, count: Any) -> Any:
-    """What a step of 8 bits is worth in one row. As `Int8Linear` has it."""
-    largest = np.float32(0)
-    for i in range(count):
-        size = abs(x[i])
-        largest = size if size > largest else largest
-    scale = largest / np.float32(127)
-    return scale if scale > np.float32(1e-12) else np.float32(1e-12)
-
-
-@_exact
-def to_int16(x: Any, scale: Any, out: Any, count: Any) -> None:
-    """One row to 8 bits, in int16."""
-    for i in range(count):
-        out[i] = np.int16(np.rint(x[i] / scale))
-
-
-@_exact
-def to_bytes(x: Any, scale: Any, out: Any, count: Any) -> None:
-    """One row to 8 bits, 128 more than they are, in bytes."""
-    for i in range(count):
-        out[i] = np.uint8(np.int32(np.rint(x[i] / scale)) + np.int32(128))
-
-
-@_exact
+@exact
 def turned(x: Any, out: Any, norm: Any, cosines: Any, sines: Any, count: Any, epsilon: Any, factor: Any) -> None:
     """A head's query or key: normed, where the family does it, turned to its position, and times a factor."""
     if norm != 0:
@@ -98,104 +41,10 @@ def turned(x: Any, out: Any, norm: Any, cosines: Any, sines: Any, count: Any, ep
         out[middle + i] = (high * cosines[middle + i] + low * sines[middle + i]) * factor
 
 
-@_exact
-def share(count: Any, part: Any, parts: Any) -> Any:
-    """Where a thread's outputs begin: its share of all lines."""
-    lines = (count + _SHARE - 1) // _SHARE
-    return min(count, lines * part // parts * _SHARE)
-
-
-# ---- linear layers ----
-
-
-def _multiplier(kind: int) -> Any:
-    """A function that computes outputs first..last of a linear layer for some rows that were prepared."""
-    four_rows, two_rows, one_row = (dots(kind, _BLOCK, rows) for rows in (4, 2, 1))
-    one_output = dots(kind, 1)
-    weight_bytes, input_bytes = WIDTHS[kind]
-
-    @_exact
-    def multiply(
-        linear: Any, x: Any, scales: Any, rows: Any, y: Any, width: Any, first: Any, last: Any, add: Any, found: Any
-    ) -> None:
-        inputs = linear[layout.INPUTS]
-        sums, bias = array(found, types.float32), linear[layout.BIAS]
-        output = first
-        while output < last:
-            block = _BLOCK if output + _BLOCK <= last else 1
-            weights = linear[layout.WEIGHT] + output * inputs * weight_bytes
-            stride, apart = inputs * weight_bytes, inputs * input_bytes
-            row = 0
-            while row < rows:
-                source, together = x + row * apart, 1
-                if block == 1:
-                    one_output(weights, stride, source, apart, inputs, found)
-                elif TOGETHER >= 4 and row + 4 <= rows:
-                    together = 4
-                    four_rows(weights, stride, source, apart, inputs, found)
-                elif TOGETHER >= 2 and row + 2 <= rows:
-                    together = 2
-                    two_rows(weights, stride, source, apart, inputs, found)
-                else:
-                    one_row(weights, stride, source, apart, inputs, found)
-                for other in range(together):
-                    place = (row + other) * width + output
-                    for index in range(block):
-                        value = sums[other * block + index]
-                        if kind in (INT8, INT8_BYTES):
-                            scale = array(scales, types.float32)[row + other]
-                            value = value * array(linear[layout.SCALES], types.float32)[output + index] * scale
-                        if bias != 0:
-                            value += array(bias, types.float32)[output + index]
-                        y[place + index] = y[place + index] + value if add else value
-                row += together
-            output += block
-
-    return multiply
-
-
-_multiply_float32, _multiply_float16, _multiply_int8 = (_multiplier(kind) for kind in (FLOAT32, FLOAT16, INT8))
-_multiply_bytes = _multiplier(INT8_BYTES if has(VNNI) else INT8)
-_scores4, _scores1 = dots(FLOAT32, _BLOCK), dots(FLOAT32, 1)
-
-
-@_exact
-def prepare(linear: Any, x: Any, rows: Any, ready: Any, scales: Any) -> Any:
-    """Rows of floats at an address as a linear layer takes them; gives where they are."""
-    kind, inputs = linear[layout.KIND], linear[layout.INPUTS]
-    if kind != INT8 and kind != INT8_BYTES:
-        return x
-    for row in range(rows):
-        source = array(x + row * inputs * 4, types.float32)
-        scale = scale_of(source, inputs)
-        array(scales, types.float32)[row] = scale
-        if kind == INT8:
-            to_int16(source, scale, array(ready + row * inputs * 2, types.int16), inputs)
-        else:
-            to_bytes(source, scale, array(ready + row * inputs, types.uint8), inputs)
-    return ready
-
-
-@_exact
-def multiply(
-    linear: Any, x: Any, scales: Any, rows: Any, y: Any, width: Any, first: Any, last: Any, add: Any, found: Any
-) -> None:
-    """Outputs first..last of a linear layer for prepared rows: y[row * width + output] = or += what it gives."""
-    kind = linear[layout.KIND]
-    if kind == FLOAT16:
-        _multiply_float16(linear, x, scales, rows, y, width, first, last, add, found)
-    elif kind == INT8_BYTES:
-        _multiply_bytes(linear, x, scales, rows, y, width, first, last, add, found)
-    elif kind == INT8:
-        _multiply_int8(linear, x, scales, rows, y, width, first, last, add, found)
-    else:
-        _multiply_float32(linear, x, scales, rows, y, width, first, last, add, found)
-
-
 # ---- attention ----
 
 
-@_fast
+@fast
 def looked(keys: Any, values: Any, count: Any, size: Any, queries: Any, heads: Any, parts: Any, scores: Any) -> None:
     """Some slots, seen by the heads that share them: for each the largest score, the sum of weights, and their mean.
 
@@ -211,9 +60,9 @@ def looked(keys: Any, values: Any, count: Any, size: Any, queries: Any, heads: A
         query = queries + head * size * 4
         slot = 0
         while slot < count:
-            if slot + _BLOCK <= count:
+            if slot + _SLOTS <= count:
                 _scores4(keys + slot * size * 4, size * 4, query, 0, size, scores + slot * 4)
-                slot += _BLOCK
+                slot += _SLOTS
             else:
                 _scores1(keys + slot * size * 4, size * 4, query, 0, size, scores + slot * 4)
                 slot += 1
@@ -240,7 +89,7 @@ def looked(keys: Any, values: Any, count: Any, size: Any, queries: Any, heads: A
         part[0], part[1] = largest, total
 
 
-@_fast
+@fast
 def together(parts: Any, count: Any, apart: Any, size: Any, out: Any) -> None:
     """What one head gives, from `count` parts that lie `apart` floats from one another."""
     largest, total = np.float32(-3e38), np.float32(0)
@@ -260,10 +109,8 @@ def together(parts: Any, count: Any, apart: Any, size: Any, out: Any) -> None:
 
 # ---- the step ----
 
-_words = types.int64
 
-
-@_exact
+@exact
 def all_normed(x: Any, rows: Any, norm: Any, out: Any, width: Any, epsilon: Any) -> None:
     """RMSNorm of all rows, from one address to another; a copy where there is no norm."""
     for row in range(rows):
@@ -281,7 +128,7 @@ def step(call: Any) -> None:
     """One thread's part of a step; all threads of the team call it with the same table (`layout`)."""
     thread, threads = np.int64(thread_number()), np.int64(thread_count())
     rows, shared = call[layout.ROWS], call[layout.SHARED]
-    model, table = array(call[layout.MODEL], _words), array(call[layout.FIRST_ROW], _words)
+    model, table = array(call[layout.MODEL], words), array(call[layout.FIRST_ROW], words)
     width, middle, vocabulary = model[layout.WIDTH], model[layout.MIDDLE], model[layout.VOCABULARY]
     heads, kv_heads, size = model[layout.HEADS], model[layout.KV_HEADS], model[layout.HEAD_DIM]
     epsilon = array(model[layout.EPSILON], types.float32)[0]
@@ -293,13 +140,13 @@ def step(call: Any) -> None:
     gate_at = qkv_at + rows * all_heads * size * 4
     parts_at = gate_at + rows * 2 * middle * 4
     qkv, gate = array(qkv_at, types.float32), array(gate_at, types.float32)
-    # of this thread alone: rows of floats, the same prepared and their scales, a group's queries, sums, scores
+    # of this thread alone: rows of floats, the same prepared and their scales, scratch memory, a tile's, scores
     plain_at = call[layout.PRIVATE] + thread * call[layout.PRIVATE_BYTES]
     ready_at = plain_at + rows * widest * 4
     scales_at = ready_at + rows * widest * 4
-    query_at = scales_at + rows * 4
-    sums_at = query_at + heads * size * 4
-    scores_at = sums_at + 4 * layout.SUMS
+    sums_at = scales_at + rows * 4
+    tile_at = sums_at + scratch_bytes(widest)
+    scores_at = tile_at + tile_bytes(size)
 
     for row in range(rows):
         token = table[row * ROW + layout.TOKEN]
@@ -312,9 +159,9 @@ def step(call: Any) -> None:
     barrier()
     for number in range(model[layout.LAYERS]):
         layer_at = model[layout.FIRST_LAYER] + number * LAYER * 8
-        layer = array(layer_at, _words)
+        layer = array(layer_at, words)
 
-        linear = array(layer_at + layout.QKV * 8, _words)
+        linear = array(layer_at + layout.QKV * 8, words)
         all_normed(shared, rows, layer[layout.ATTENTION_NORM], plain_at, width, epsilon)
         x = prepare(linear, plain_at, rows, ready_at, scales_at)
         outputs = linear[layout.OUTPUTS]
@@ -322,9 +169,10 @@ def step(call: Any) -> None:
         multiply(linear, x, scales_at, rows, qkv, outputs, first, last, False, sums_at)
         barrier()
 
-        for unit in range(thread, rows * kv_heads, threads):  # keys and values into their slots
+        factor = np.float32(1) / math.sqrt(np.float32(size))
+        for unit in range(thread, rows * kv_heads, threads):  # keys and values into their slots, queries where they are
             row, head = unit // kv_heads, unit % kv_heads
-            entry = array(call[layout.FIRST_ROW] + row * ROW * 8, _words)
+            entry = array(call[layout.FIRST_ROW] + row * ROW * 8, words)
             slots, slot = entry[layout.SLOTS], entry[layout.SLOT]
             key_at = qkv_at + (row * all_heads + heads + head) * size * 4
             value = array(key_at + kv_heads * size * 4, types.float32)
@@ -342,19 +190,11 @@ def step(call: Any) -> None:
             stored = array(place + kv_heads * slots * size * 4, types.float32)
             for i in range(size):
                 stored[i] = value[i]
-        barrier()
-
-        factor = np.float32(1) / math.sqrt(np.float32(size))
-        for unit in range(rows * kv_heads):
-            row, head = unit // kv_heads, unit % kv_heads
-            entry = array(call[layout.FIRST_ROW] + row * ROW * 8, _words)
-            slots, begin = entry[layout.SLOTS], entry[layout.FIRST]
-            seen = entry[layout.SLOT] + 1 - begin
-            first, last = begin + seen * thread // threads, begin + seen * (thread + 1) // threads
             for index in range(group):
+                query = array(qkv_at + (row * all_heads + head * group + index) * size * 4, types.float32)
                 turned(
-                    array(qkv_at + (row * all_heads + head * group + index) * size * 4, types.float32),
-                    array(query_at + index * size * 4, types.float32),
+                    query,
+                    query,
                     layer[layout.QUERY_NORM],
                     array(entry[layout.COSINES], types.float32),
                     array(entry[layout.SINES], types.float32),
@@ -362,23 +202,65 @@ def step(call: Any) -> None:
                     epsilon,
                     factor,
                 )
-            keys = entry[layout.CACHE] + ((number * 2 * kv_heads + head) * slots + first) * size * 4
-            values = keys + kv_heads * slots * size * 4
-            parts = parts_at + ((thread * rows + row) * heads + head * group) * (size + 2) * 4
-            looked(keys, values, last - first, size, query_at, group, parts, scores_at)
         barrier()
 
-        linear = array(layer_at + layout.OUT * 8, _words)
+        tile = 0
+        for row in range(rows):
+            entry = array(call[layout.FIRST_ROW] + row * ROW * 8, words)
+            slots, slot, begin = entry[layout.SLOTS], entry[layout.SLOT], entry[layout.FIRST]
+            cache, together_here = entry[layout.CACHE] + number * 2 * kv_heads * slots * size * 4, entry[layout.TILED]
+            for first in range(0, together_here, TOGETHER):
+                for head in range(heads):
+                    tile += 1
+                    if tile % threads == thread:
+                        keys = cache + head // group * slots * size * 4
+                        place = qkv_at + ((row + first) * all_heads + head) * size * 4
+                        looked_tile(
+                            place,
+                            all_heads * size * 4,
+                            min(TOGETHER, together_here - first),
+                            keys,
+                            size * 4,
+                            keys + kv_heads * slots * size * 4,
+                            size * 4,
+                            slot + together_here,
+                            size,
+                            slot + first,
+                            model[layout.WINDOWED],
+                            np.float32(1),
+                            place,
+                            all_heads * size * 4,
+                            tile_at,
+                        )
+            if together_here != 0:
+                continue
+            for head in range(kv_heads):
+                seen = slot + 1 - begin
+                first, last = begin + seen * thread // threads, begin + seen * (thread + 1) // threads
+                keys = cache + (head * slots + first) * size * 4
+                values = keys + kv_heads * slots * size * 4
+                queries = qkv_at + (row * all_heads + head * group) * size * 4
+                parts = parts_at + ((thread * rows + row) * heads + head * group) * (size + 2) * 4
+                looked(keys, values, last - first, size, queries, group, parts, scores_at)
+        barrier()
+
+        linear = array(layer_at + layout.OUT * 8, words)
         for unit in range(rows * heads):
-            parts = array(parts_at + unit * (size + 2) * 4, types.float32)
+            row, head = unit // heads, unit % heads
             out = array(plain_at + unit * size * 4, types.float32)
-            together(parts, threads, rows * heads * (size + 2), size, out)
+            if table[row * ROW + layout.TILED] == 0:
+                parts = array(parts_at + unit * (size + 2) * 4, types.float32)
+                together(parts, threads, rows * heads * (size + 2), size, out)
+            else:
+                found = array(qkv_at + (row * all_heads + head) * size * 4, types.float32)
+                for i in range(size):
+                    out[i] = found[i]
         x = prepare(linear, plain_at, rows, ready_at, scales_at)
         first, last = share(width, thread, threads), share(width, thread + 1, threads)
         multiply(linear, x, scales_at, rows, hidden, width, first, last, True, sums_at)
         barrier()
 
-        linear = array(layer_at + layout.GATE_UP * 8, _words)
+        linear = array(layer_at + layout.GATE_UP * 8, words)
         all_normed(shared, rows, layer[layout.MLP_NORM], plain_at, width, epsilon)
         x = prepare(linear, plain_at, rows, ready_at, scales_at)
         first, last = share(middle, thread, threads), share(middle, thread + 1, threads)
@@ -391,7 +273,7 @@ def step(call: Any) -> None:
                 low[i] = low[i] / (np.float32(1) + exp(-low[i])) * high[i]
         barrier()
 
-        linear = array(layer_at + layout.DOWN * 8, _words)
+        linear = array(layer_at + layout.DOWN * 8, words)
         for row in range(rows):
             source = array(gate_at + row * 2 * middle * 4, types.float32)
             out = array(plain_at + row * middle * 4, types.float32)
@@ -402,7 +284,7 @@ def step(call: Any) -> None:
         multiply(linear, x, scales_at, rows, hidden, width, first, last, True, sums_at)
         barrier()
 
-    linear = array(model[layout.HEAD], _words)
+    linear = array(model[layout.HEAD], words)
     scored = 0
     for row in range(rows):
         if table[row * ROW + layout.SCORED]:

@@ -14,7 +14,7 @@ _SECTION, _SYMBOL, _RELOCATION = struct.Struct("<IIQQQQIIQQ"), struct.Struct("<I
 _PROGBITS, _SYMTAB, _RELA, _NOBITS = 1, 2, 4, 8  # types of sections
 _ALLOC = 2  # a section's flag: it is in memory as the code runs
 _UNDEFINED, _COMMON = 0, 0xFFF2  # where a symbol lies, other than in a section
-_PC64, _GOTOFF64, _GOT64, _GOTPC64 = 24, 25, 27, 29  # types of relocations
+_64, _PC64, _GOTOFF64, _GOT64, _GOTPC64 = 1, 24, 25, 27, 29  # types of relocations
 _LINE = 64  # bytes to which everything is aligned
 
 
@@ -84,6 +84,8 @@ def _load(content: bytes, outside: Callable[[str], int]) -> Code:
             if form == _GOT64:
                 struct.pack_into("<Q", memory, got + 8 * number, address(number))
                 value = 8 * number + addend
+            elif form == _64:
+                value = address(number) + addend
             elif form == _GOTOFF64:
                 value = address(number) + addend - (base + got)
             elif form == _GOTPC64:

@@ -16,7 +16,7 @@ from llava.quantization.linears import HalfLinear, Plain8Linear, PlainLinear
 from llava.quantization.pack import PackedAttention, PackedMLP
 
 MOST_ROWS = 160  # of a step: the answers and parts of prompts that the scheduler lets run together
-_MOST_INT8 = 64  # PyTorch's own kernel is faster for more
+_TILED = 16  # rows of a sequence from which attention looks at them together; an answer's guesses are fewer
 _LINE = 16  # numbers in a line of the cache, where buffers begin
 _KINDS: dict[type[nn.Module], int] = {PlainLinear: FLOAT32, HalfLinear: FLOAT16, Plain8Linear: INT8}
 
@@ -38,7 +38,6 @@ def covers(model: LlavaModel) -> bool:
 class Step:
     """A model's decoding steps. It holds buffers, so it serves one thread at a time.
 
-    most_rows: so many it runs faster than PyTorch.
     eight: whether weights have 8 bits, and inputs are rounded to as many.
     """
 
@@ -47,7 +46,6 @@ class Step:
         config, llm = model.config.llm, model.llm
         self._config, self._run = config, run
         self.eight = any(isinstance(module, Plain8Linear) for module in llm.modules())
-        self.most_rows = _MOST_INT8 if self.eight else MOST_ROWS
         self._kept: list[Tensor] = []  # what tables have the addresses of
         words: list[int] = []
         for block in llm.layers:
@@ -64,8 +62,9 @@ class Step:
         shape += [config.intermediate_size, config.vocab_size, self._address(torch.tensor([config.norm_eps]))]
         norm, embedding, layers = self._address(llm.norm.weight), self._address(table), self._table(words)
         half = int(table.dtype == torch.float16)
-        self._whole = self._table([config.num_layers, *shape, norm, embedding, half, layers, head])
-        self._head = self._table([0, *shape, 0, 0, half, layers, head])
+        window = config.sliding_window or 0
+        self._whole = self._table([config.num_layers, *shape, norm, embedding, half, layers, head, window])
+        self._head = self._table([0, *shape, 0, 0, half, layers, head, window])
         self._cosines, self._sines = torch.empty(2, 0, config.head_dim)
 
         self._threads = torch.get_num_threads()
@@ -89,11 +88,12 @@ class Step:
         self._reach(max(cache.length + count for cache, count in zip(caches, counts, strict=True)))
         for cache, count in zip(caches, counts, strict=True):
             cache.reserve(cache.length + count)
+            tiled = [count] + [-1] * (count - 1) if count >= _TILED else [0] * count
             for slot in range(cache.length, cache.length + count):
                 first = 0 if window is None else max(0, slot + 1 - window)
                 turns = [table.data_ptr() + slot * self._config.head_dim * 4 for table in (self._cosines, self._sines)]
                 place = [cache.data.data_ptr(), cache.slots, slot, first, *turns]
-                rows.append([ids[len(rows)], *place, len(rows) in scored])
+                rows.append([ids[len(rows)], *place, len(rows) in scored, tiled[slot - cache.length]])
         self._rows[: len(rows)] = torch.tensor(rows)
         if len(images):
             self._hidden[: len(rows)][torch.tensor(ids) < 0] = images.float()
@@ -145,5 +145,6 @@ def _sizes(config: DecoderConfig, threads: int) -> tuple[int, int]:
     parts = threads * config.num_heads * (config.head_dim + 2)
     shared = MOST_ROWS * (config.hidden_size + qkv + 2 * config.intermediate_size + parts)
     widest = max(config.hidden_size, heads, config.intermediate_size)
-    private = MOST_ROWS * (2 * widest + 1) + heads + layout.SUMS + config.max_positions
+    memory = (layout.scratch(widest) + layout.tile_bytes(config.head_dim)) // 4
+    private = MOST_ROWS * (2 * widest + 1) + memory + config.max_positions
     return -(-shared // _LINE) * _LINE, -(-private // _LINE) * _LINE

@@ -14,8 +14,10 @@ from llava.decoding.build import has
 from llava.decoding.layout import BYTES, FLOAT16, FLOAT32, INT8, INT8_BYTES
 
 _F32, _I8, _I16, _I32, _I64 = ir.FloatType(), ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64)
-# Numbers that are read together, and rows that are computed together for each weight: as registers are wide and many.
-_LANES, TOGETHER = (16, 4) if has("avx512vl") else (8, 2)
+_SIXTEEN = ir.VectorType(_I32, 16)
+# Numbers that are read together, rows that are computed together for each weight, and outputs for each input of some
+# rows: as registers are wide and many.
+_LANES, TOGETHER, WIDE = (16, 4, 64) if has("avx512vl") else (8, 2, 16)
 _INT8_LANES = 16
 WIDTHS = {FLOAT32: (4, 4), FLOAT16: (2, 4), INT8: (1, 2), INT8_BYTES: (1, 1)}  # bytes of a weight, of an input
 
@@ -71,8 +73,7 @@ def dots(kind: int, outputs: int, rows: int = 1) -> Any:
 
     def added(builder: Any, total: Any, weights: Any, x: Any) -> Any:
         if kind == INT8_BYTES:
-            x, weights = (builder.bitcast(vector, sums) for vector in (x, weights))
-            return _called(builder, "llvm.x86.avx512.vpdpbusd.512", sums, total, x, weights)
+            return _dots4(builder, total, *(builder.bitcast(vector, sums) for vector in (x, weights)))
         if kind == INT8:
             product = _called(builder, "llvm.x86.avx2.pmadd.wd", sums, builder.sext(weights, held), x)
             return builder.add(total, product)
@@ -111,6 +112,162 @@ def dots(kind: int, outputs: int, rows: int = 1) -> Any:
         return types.void(*[types.int64] * 6), generate
 
     return dots
+
+
+@intrinsic
+def packed(context: Any, weights: Any, stride: Any, count: Any, panel: Any, apart: Any, start: Any) -> Any:
+    """Sixteen outputs' weights of 8 bits as `panel` reads them: four inputs of each, side by side, in a vector.
+
+    Vectors are stored `apart` bytes from one another. start gets what the sums of each output begin with: -128 times
+    the sum of its weights, since inputs are 128 more than they are. count: a multiple of 64.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        weights, stride, count, panel, apart, start = arguments
+        total = cgutils.alloca_once_value(builder, ir.Constant(_SIXTEEN, None))
+        ones = ir.Constant(_SIXTEEN, [0x01010101] * 16)
+        rows = [builder.add(weights, _times(builder, stride, index)) for index in range(16)]
+        with _steps(builder, count, BYTES) as at:
+            vectors = [_load(builder, builder.add(row, at), _SIXTEEN) for row in rows]
+            vectors = _transposed(builder, vectors)
+            place = builder.add(panel, builder.mul(builder.lshr(at, ir.Constant(_I64, 2)), apart))
+            for vector in vectors:
+                builder.store(vector, builder.inttoptr(place, _SIXTEEN.as_pointer()), align=4)
+                builder.store(_dots4(builder, builder.load(total), ones, vector), total)
+                place = builder.add(place, apart)
+        sums = builder.shl(builder.load(total), ir.Constant(_SIXTEEN, [7] * 16))
+        place = builder.inttoptr(start, _SIXTEEN.as_pointer())
+        builder.store(builder.neg(sums), place, align=4)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 6), generate
+
+
+def panel(columns: int, rows: int) -> Any:
+    """panel(weights, start, x, apart, count, found): products of 16 * columns outputs with `rows` rows of inputs.
+
+    weights, start: by `packed`. x: bytes, 128 more than they are, `apart` from row to row. found gets the products, in
+    int32, row by row.
+    """
+
+    @intrinsic
+    def panel(context: Any, weights: Any, start: Any, x: Any, apart: Any, count: Any, found: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            weights, start, x, apart, count, found = arguments
+            first = [_load(builder, _plus(builder, start, BYTES * column), _SIXTEEN) for column in range(columns)]
+            totals = [[cgutils.alloca_once_value(builder, value) for value in first] for _ in range(rows)]
+            places = [builder.add(x, _times(builder, apart, row)) for row in range(rows)]
+            with _steps(builder, count, 4) as at:
+                place = builder.add(weights, _times(builder, at, 16 * columns))
+                vectors = [_load(builder, _plus(builder, place, BYTES * column), _SIXTEEN) for column in range(columns)]
+                for of_row, row in zip(totals, places, strict=True):
+                    four = _load(builder, builder.add(row, at), _I32)
+                    four = builder.insert_element(ir.Constant(_SIXTEEN, ir.Undefined), four, ir.Constant(_I32, 0))
+                    four = builder.shuffle_vector(four, four, ir.Constant(_SIXTEEN, [0] * 16))
+                    for total, vector in zip(of_row, vectors, strict=True):
+                        builder.store(_dots4(builder, builder.load(total), four, vector), total)
+            for index, total in enumerate(total for of_row in totals for total in of_row):
+                place = builder.inttoptr(_plus(builder, found, BYTES * index), _SIXTEEN.as_pointer())
+                builder.store(builder.load(total), place, align=4)
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 6), generate
+
+    return panel
+
+
+def _dots4(builder: Any, total: Any, x: Any, weights: Any) -> Any:
+    """Each lane's sum, and the products of its four bytes: x from 0 to 255, weights from -128 to 127. VNNI."""
+    return _called(builder, "llvm.x86.avx512.vpdpbusd.512", _SIXTEEN, total, x, weights)
+
+
+def _transposed(builder: Any, vectors: Any) -> Any:
+    """Sixteen vectors of sixteen as a matrix, transposed: four times, the halves of all are interleaved."""
+
+    def interleaved(one: Any, other: Any, start: int) -> Any:
+        lanes = [lane for index in range(start, start + 8) for lane in (index, 16 + index)]
+        return builder.shuffle_vector(one, other, ir.Constant(_SIXTEEN, lanes))
+
+    for _ in range(4):
+        pairs = zip(vectors[:8], vectors[8:], strict=True)
+        vectors = [interleaved(*pair, start) for pair in pairs for start in (0, 8)]
+    return vectors
+
+
+@intrinsic
+def transposed(context: Any, source: Any, stride: Any, count: Any, place: Any, apart: Any) -> Any:
+    """Sixteen rows of `count` numbers of 4 bytes as so many rows of sixteen, `apart` bytes from one another."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        source, stride, count, place, apart = arguments
+        rows = [builder.add(source, _times(builder, stride, index)) for index in range(16)]
+        with _steps(builder, count, 16) as at:
+            offset, target = _times(builder, at, 4), builder.add(place, builder.mul(at, apart))
+            for vector in _transposed(builder, [_load(builder, builder.add(row, offset), _SIXTEEN) for row in rows]):
+                builder.store(vector, builder.inttoptr(target, _SIXTEEN.as_pointer()), align=4)
+                target = builder.add(target, apart)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 5), generate
+
+
+def maximum(count: int) -> Any:
+    """maximum(address): the largest of so many float32 numbers, a multiple of sixteen."""
+
+    @intrinsic
+    def maximum(context: Any, address: Any) -> Any:
+        vector = ir.VectorType(_F32, _LANES)
+
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            places = [_plus(builder, arguments[0], 4 * start) for start in range(0, count, _LANES)]
+            first, *others = (_load(builder, place, vector) for place in places)
+            for other in others:
+                first = _called(builder, f"llvm.maxnum.v{_LANES}f32", vector, first, other)
+            return _called(builder, f"llvm.vector.reduce.fmax.v{_LANES}f32", _F32, first)
+
+        return types.float32(types.int64), generate
+
+    return maximum
+
+
+def sums(lanes: int, rows: int) -> Any:
+    """sums(matrix, stride, x, apart, count, found, between): found[r, c] += sum of x[r, i] * matrix[i, c], in float32.
+
+    Of `rows` rows and `lanes` columns, i from 0 to count; rows lie apart, stride and between bytes from one another.
+    """
+    columns, vector = lanes // _LANES, ir.VectorType(_F32, _LANES)
+
+    @intrinsic
+    def sums(context: Any, matrix: Any, stride: Any, x: Any, apart: Any, count: Any, found: Any, between: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            matrix, stride, x, apart, count, found, between = arguments
+
+            def places(start: Any) -> list[Any]:
+                return [_plus(builder, start, 4 * _LANES * column) for column in range(columns)]
+
+            targets = [places(builder.add(found, _times(builder, between, row))) for row in range(rows)]
+            totals = [
+                [cgutils.alloca_once_value(builder, _load(builder, place, vector)) for place in of_row]
+                for of_row in targets
+            ]
+            inputs = [builder.add(x, _times(builder, apart, row)) for row in range(rows)]
+            with _steps(builder, count, 1) as at:
+                read = [_load(builder, place, vector) for place in places(builder.add(matrix, builder.mul(at, stride)))]
+                for of_row, row in zip(totals, inputs, strict=True):
+                    one = _load(builder, builder.add(row, _times(builder, at, 4)), _F32)
+                    one = builder.insert_element(ir.Constant(vector, ir.Undefined), one, ir.Constant(_I32, 0))
+                    one = builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(_I32, _LANES), [0] * _LANES))
+                    for total, value in zip(of_row, read, strict=True):
+                        more = _called(builder, f"llvm.fma.v{_LANES}f32", vector, one, value, builder.load(total))
+                        builder.store(more, total)
+            for of_row, of_totals in zip(targets, totals, strict=True):
+                for place, total in zip(of_row, of_totals, strict=True):
+                    builder.store(builder.load(total), builder.inttoptr(place, vector.as_pointer()), align=4)
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 7), generate
+
+    return sums
 
 
 def _steps(builder: Any, count: Any, step: int) -> Any:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from llava.config import DecoderConfig
+from llava.decoding.calls import attended, attention
 from llava.models.rope import rope_tables
 
 
@@ -78,10 +79,14 @@ class CacheBatch:
             keys[:, start:end] = k[0, :, row : row + count]
             values[:, start:end] = v[0, :, row : row + count]
             window = cache.config.sliding_window
+            queries = q[:, :, row : row + count]
+            if count > 1 and (run := attention(queries, keys, values)):
+                outputs.append(attended(run, queries, keys[None, :, :end], values[None, :, :end], start, window))
+                continue
             first = max(0, end - window) if window is not None and count == 1 else 0
             outputs.append(
                 F.scaled_dot_product_attention(
-                    q[:, :, row : row + count],
+                    queries,
                     keys[None, :, first:end],
                     values[None, :, first:end],
                     attn_mask=mask,

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from llava.config import Precision
+from llava.decoding.calls import reads
 from llava.quantization.linears import (
     Float16Linear,
     Float32Linear,
@@ -36,14 +37,15 @@ LevelKernel = Callable[[Levels], nn.Module]
 def pack_levels(stored: Levels, plain: bool = False) -> nn.Module:
     """A layer that computes with this weight, for float32 x (..., in) on the CPU; in more bits where no kernel fits.
 
-    plain: the compiled step is to read the weight too, and computes few rows. 4 bits are never plain, and 8 bits are
-    where PyTorch reads prompts nearly as fast so.
+    plain: the compiled step is to read the weight too, and computes few rows. 4 bits are never plain; 8 bits always are
+    where the compiled function for many rows reads them, elsewhere where PyTorch reads prompts nearly as fast so.
     """
     if stored.middles is not None:
         fits = stored.shape[0] % _BLOCK == 0
         return Int4Linear(stored) if fits else pack_linear(dequantized(stored), stored.bias, "int8")
-    kernel = _LEVEL_KERNELS[_fastest("int8", plain)]
-    return kernel(stored)
+    if reads(stored.levels):
+        return Plain8Linear(stored)
+    return _LEVEL_KERNELS[_fastest("int8", plain)](stored)
 
 
 def pack_linear(weight: Tensor, bias: Tensor | None, precision: Precision, plain: bool = False) -> nn.Module:

@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from llava.config import Precision
+from llava.decoding.build import Run, linear
+from llava.decoding.calls import multiplied, reads, table_of
 from llava.quantization.measure import fastest, least
 
 _LEVELS = 127  # of int8, to each side
@@ -184,23 +186,52 @@ def _fbgemm_product(x: Tensor, packed: Any) -> Tensor:
 
 
 class Plain8Linear(nn.Module):
-    """As `Int8Linear`, with the levels as they are: the compiled step (`llava.decoding`) reads them too."""
+    """As `Int8Linear`, with the levels as they are: the compiled functions (`llava.decoding`) read them too.
+
+    PyTorch and the compiled function give the same, bit for bit: sums are exact, and scaled in one order.
+    """
 
     def __init__(self, stored: Levels) -> None:
         super().__init__()
         self.levels, self.scales = stored.levels.contiguous(), stored.scales.float().contiguous()
         self.bias = None if stored.bias is None else stored.bias.float()
+        self._table = table_of(self.levels, self.scales, self.bias) if reads(self.levels) else None
 
     def forward(self, x: Tensor) -> Tensor:
-        flat = x.reshape(-1, x.shape[-1])
-        scales = flat.abs().amax(-1, keepdim=True).div_(_LEVELS).clamp_(min=_SMALLEST)
-        rounded = (flat / scales).round_()
-        if sums_are_cut():  # then products of whole numbers are slow too; as floats they are the same up to 2**-24
-            product = _by_parts(rounded, self.levels)
-        else:
-            product = torch._int_mm(rounded.char(), self.levels.t()).float()
-        y: Tensor = product.mul_(self.scales).mul_(scales).view(*x.shape[:-1], -1)
-        return y if self.bias is None else y.add_(self.bias)
+        if self._table is not None and (run := _compiled()):
+            return multiplied(run, self._table, x, len(self.levels))
+        return _rounded_product(x, self.levels, self.scales, self.bias)
+
+
+def _rounded_product(x: Tensor, levels: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
+    """x (..., in), each row rounded to 8 bits, times levels with scales: by PyTorch."""
+    flat = x.reshape(-1, x.shape[-1])
+    of_rows = flat.abs().amax(-1, keepdim=True).div_(_LEVELS).clamp_(min=_SMALLEST)
+    rounded = (flat / of_rows).round_()
+    if sums_are_cut():  # then products of whole numbers are slow too; as floats they are the same up to 2**-24
+        product = _by_parts(rounded, levels)
+    else:
+        product = torch._int_mm(rounded.char(), levels.t()).float()
+    y: Tensor = product.mul_(scales).mul_(of_rows).view(*x.shape[:-1], -1)
+    return y if bias is None else y.add_(bias)
+
+
+def _compiled() -> Run | None:
+    """The compiled function for layers of 8 bits, where it is there and faster than PyTorch (which can have AMX)."""
+    run = linear()
+    return run if run and _compiled_is_faster(run) else None
+
+
+@functools.cache
+def _compiled_is_faster(run: Run) -> bool:
+    x, scales = torch.ones(_MEASURED), torch.ones(_MEASURED[0])
+    levels = torch.ones(_MEASURED, dtype=torch.int8)
+    table = table_of(levels, scales, None)
+    ways = {
+        "pytorch": lambda: least(lambda: _rounded_product(x, levels, scales, None), 5),
+        "compiled": lambda: least(lambda: multiplied(run, table, x, len(levels)), 5),
+    }
+    return fastest("product of 8 bits", ways) == "compiled"
 
 
 class WeightOnly8Linear(nn.Module):

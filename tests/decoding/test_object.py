@@ -11,6 +11,7 @@ from llava.decoding.object import load_object
 SOURCE = """
 @table = internal constant [4 x i64] [i64 10, i64 20, i64 30, i64 40]
 @shared = common global i64 0
+@places = internal constant [2 x ptr] [ptr @table, ptr @shared]
 declare i64 @outside(i64)
 define internal i64 @inner(i64 %i) noinline {
   %at = getelementptr [4 x i64], ptr @table, i64 0, i64 %i
@@ -24,6 +25,11 @@ define i64 @main(i64 %i) {
 }
 define ptr @common_address() {
   ret ptr @shared
+}
+define ptr @place(i64 %i) {
+  %at = getelementptr [2 x ptr], ptr @places, i64 0, i64 %i
+  %value = load ptr, ptr %at
+  ret ptr %value
 }
 """
 
@@ -49,7 +55,9 @@ def test_code_calls_itself_and_what_lies_outside_and_reads_constants() -> None:
     code = load_object(object_file(), lambda name: {"outside": ctypes.cast(callback, ctypes.c_void_p).value or 0}[name])
     main = number(code.symbols["main"])
     assert [main(i) for i in range(4)] == [11, 21, 31, 41] and asked == [10, 20, 30, 40]
-    assert ctypes.CFUNCTYPE(ctypes.c_void_p)(code.symbols["common_address"])()
+    common = ctypes.CFUNCTYPE(ctypes.c_void_p)(code.symbols["common_address"])()
+    place = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_int64)(code.symbols["place"])
+    assert common and place(1) == common and ctypes.c_int64.from_address(place(0) + 8).value == 20
 
 
 @pytest.mark.parametrize("damage", ["empty", "text", "cut", "machine"])

@@ -1,0 +1,80 @@
+"""Arithmetic on one row, and what threads of a team need of each other, for numba to compile.
+
+Only the building process imports this file (`llava.decoding.build`).
+"""
+
+import math
+from typing import Any
+
+import numba
+import numpy as np
+from numba import types
+
+from llava.decoding.vectors import power_of_two
+
+_SHARE = 16  # outputs that a thread has a multiple of: a line of the cache, which no two threads write
+
+words = types.int64
+barrier = types.ExternalFunction("GOMP_barrier", types.void())
+thread_number = types.ExternalFunction("omp_get_thread_num", types.int32())
+thread_count = types.ExternalFunction("omp_get_num_threads", types.int32())
+fast = numba.njit(fastmath={"reassoc", "contract", "nsz"}, error_model="numpy")  # sums in any order
+exact = numba.njit(error_model="numpy")
+
+
+@exact
+def share(count: Any, part: Any, parts: Any) -> Any:
+    """Where a thread's outputs begin: its share of all lines."""
+    lines = (count + _SHARE - 1) // _SHARE
+    return min(count, lines * part // parts * _SHARE)
+
+
+@exact
+def exp(x: Any) -> Any:
+    """e**x in float32, of at least -87 and at most 88: next to nothing, next to infinity. Polynomial: Cephes' expf."""
+    x = x if x > np.float32(-87) else np.float32(-87)
+    x = x if x < np.float32(88) else np.float32(88)
+    whole = np.rint(x * np.float32(1.44269504))
+    r = x - whole * np.float32(0.693359375) + whole * np.float32(2.12194440e-4)
+    p = np.float32(1.9875691500e-4) * r + np.float32(1.3981999507e-3)
+    p = p * r + np.float32(8.3334519073e-3)
+    p = p * r + np.float32(4.1665795894e-2)
+    p = p * r + np.float32(1.6666665459e-1)
+    p = p * r + np.float32(5.0000001201e-1)
+    return (p * r * r + r + np.float32(1)) * power_of_two(np.int32(whole))
+
+
+@fast
+def normed(x: Any, weight: Any, out: Any, count: Any, epsilon: Any) -> None:
+    """RMSNorm of one row."""
+    total = np.float32(0)
+    for i in range(count):
+        total += x[i] * x[i]
+    scale = np.float32(1) / math.sqrt(total / np.float32(count) + epsilon)
+    for i in range(count):
+        out[i] = x[i] * scale * weight[i]
+
+
+@exact
+def scale_of(x: Any, count: Any) -> Any:
+    """What a step of 8 bits is worth in one row. As `Int8Linear` has it."""
+    largest = np.float32(0)
+    for i in range(count):
+        size = abs(x[i])
+        largest = size if size > largest else largest
+    scale = largest / np.float32(127)
+    return scale if scale > np.float32(1e-12) else np.float32(1e-12)
+
+
+@exact
+def to_int16(x: Any, scale: Any, out: Any, count: Any) -> None:
+    """One row to 8 bits, in int16."""
+    for i in range(count):
+        out[i] = np.int16(np.rint(x[i] / scale))
+
+
+@exact
+def to_bytes(x: Any, scale: Any, out: Any, count: Any) -> None:
+    """One row to 8 bits, 128 more than they are, in bytes."""
+    for i in range(count):
+        out[i] = np.uint8(np.int32(np.rint(x[i] / scale)) + np.int32(128))

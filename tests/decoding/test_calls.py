@@ -1,0 +1,151 @@
+"""The compiled linear layer of 8 bits and attention, against PyTorch."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from llava.checkpoints.gguf import GgufLlm
+from llava.decoding import build, calls
+from llava.models.cache import CacheBatch, KVCache
+from llava.quantization import linears
+from llava.quantization.linears import Plain8Linear, quantize
+from tests.conftest import tiny_model
+
+
+@pytest.fixture(scope="module", autouse=True)
+def built() -> None:
+    if not build.possible():
+        pytest.skip("this machine cannot have the compiled functions")
+    build.wait()
+
+
+@pytest.mark.parametrize("rows", [1, 3, 4, 15, 16, 17, 131])
+@pytest.mark.parametrize(("outputs", "inputs"), [(96, 64), (100, 128), (17, 192), (64, 1024), (208, 576)])
+@pytest.mark.parametrize("biased", [False, True])
+@torch.inference_mode()
+def test_layers_of_8_bits_give_what_pytorch_gives_bit_for_bit(
+    rows: int, outputs: int, inputs: int, biased: bool
+) -> None:
+    """Few rows and many, whole panels of outputs and rests; extreme weights and inputs too, and a row of zeros."""
+    torch.manual_seed(rows)
+    weight, x = torch.randn(outputs, inputs), 3 * torch.randn(2, rows, inputs)
+    weight[0], x[0, 0], x[1, -1] = 1.0, -2.0, 0.0
+    layer = Plain8Linear(quantize(weight, torch.randn(outputs) if biased else None, "int8"))
+    if not calls.reads(layer.levels):
+        pytest.skip("this processor has no VNNI")
+    run = build.linear()
+    assert run is not None and layer._table is not None
+    expected = linears._rounded_product(x, layer.levels, layer.scales, layer.bias)
+    assert torch.equal(calls.multiplied(run, layer._table, x, outputs), expected)
+    across = x.transpose(0, 1)  # not contiguous
+    assert torch.equal(calls.multiplied(run, layer._table, across, outputs), expected.transpose(0, 1))
+
+
+def test_layers_use_the_faster_of_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, x = Plain8Linear(quantize(torch.randn(64, 64), None, "int8")), torch.randn(3, 64)
+    if not calls.reads(layer.levels):
+        pytest.skip("this processor has no VNNI")
+    used = []
+    monkeypatch.setattr(
+        linears, "multiplied", lambda *arguments: used.append("compiled") or calls.multiplied(*arguments)
+    )
+    for fastest, expected in ((True, ["compiled"]), (False, [])):
+        used.clear()
+        monkeypatch.setattr(linears, "_compiled_is_faster", lambda run, chosen=fastest: chosen)
+        layer(x)
+        assert used == expected
+
+
+def seen(queries: int, slots: int, start: int | None, window: int | None) -> Tensor | None:
+    """The mask of what each query sees."""
+    if start is None:
+        return None
+    position, slot = torch.arange(start, start + queries)[:, None], torch.arange(slots)
+    visible = slot <= position
+    return visible if window is None else visible & (slot > position - window)
+
+
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "queries", "slots", "size", "start", "window"),
+    [
+        (9, 3, 150, 150, 64, 0, None),  # a prompt
+        (4, 4, 131, 131, 64, None, None),  # an encoder
+        (9, 3, 40, 300, 64, 260, None),  # a part of a prompt
+        (4, 2, 70, 300, 128, 200, 100),  # a window that leaves out the first tile
+        (4, 2, 200, 200, 48, 0, 7),  # one that leaves out all of a tile for some queries of it
+        (2, 1, 5, 7, 16, 2, None),
+        (1, 1, 1, 1, 80, 0, None),
+        (2, 2, 33, 129, 80, 96, None),
+    ],
+)
+@torch.inference_mode()
+def test_attention_equals_pytorchs(
+    heads: int, kv_heads: int, queries: int, slots: int, size: int, start: int | None, window: int | None
+) -> None:
+    torch.manual_seed(0)
+    run = build.attention()
+    assert run is not None
+    q = 2 * torch.randn(2, queries, heads, size).transpose(1, 2)
+    keys, values = (torch.randn(2, kv_heads, slots + 3, size) for _ in range(2))
+    keys[:, :, slots:] = values[:, :, slots:] = torch.nan  # what is beyond the slots is not read
+    keys, values = keys[:, :, :slots], values[:, :, :slots]
+    mask = seen(queries, slots, start, window)
+    found = calls.attended(run, q, keys, values, start, window)
+    wide = [one.double() for one in (q, keys, values)]
+    expected = F.scaled_dot_product_attention(*wide, attn_mask=mask, enable_gqa=True)
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-5)
+
+
+@torch.inference_mode()
+def test_a_prompt_in_parts_is_the_same_bit_for_bit() -> None:
+    torch.manual_seed(0)
+    run = build.attention()
+    assert run is not None
+    q, keys, values = (torch.randn(1, heads, 300, 64) for heads in (4, 2, 2))
+    whole = calls.attended(run, q, keys, values, 0)
+    for start, end in ((0, 1), (1, 33), (33, 170), (170, 300)):
+        part = calls.attended(run, q[:, :, start:end], keys[:, :, :end], values[:, :, :end], start)
+        assert torch.equal(part, whole[:, :, start:end])
+
+
+@torch.inference_mode()
+def test_large_scores_and_what_is_not_finite() -> None:
+    """Scores of hundreds neither overflow nor lose the others; what is not a number stays one for its query alone."""
+    run = build.attention()
+    assert run is not None
+    torch.manual_seed(0)
+    q, keys, values = (50 * torch.randn(1, 1, 40, 16) for _ in range(3))
+    found = calls.attended(run, q, keys, values, 0)
+    expected = F.scaled_dot_product_attention(q.double(), keys.double(), values.double(), is_causal=True)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4)
+    q[0, 0, 7] = torch.nan
+    again = calls.attended(run, q, keys, values, 0)
+    others = [row for row in range(40) if row != 7]
+    assert torch.equal(again[:, :, others], found[:, :, others]) and again[0, 0, 7].isnan().all()
+
+
+@pytest.mark.parametrize("window", [None, 5])
+@torch.inference_mode()
+def test_sequences_of_a_step_are_looked_at_by_either(
+    smollm2: GgufLlm, monkeypatch: pytest.MonkeyPatch, window: int | None
+) -> None:
+    """Prompts from their beginning and in parts, beside an answer: the same as by PyTorch."""
+    config = tiny_model(smollm2).model.config.llm.model_copy(update={"head_dim": 16, "sliding_window": window})
+    torch.manual_seed(0)
+    cpu, found = torch.device("cpu"), []
+    passes = [((20, 9, 3), torch.Generator().manual_seed(1)), ((1, 30, 2), torch.Generator().manual_seed(2))]
+    for faster in (True, False):
+        monkeypatch.setattr(calls, "_attention_is_faster", lambda run, chosen=faster: chosen)
+        caches = [KVCache(config, cpu, torch.float32) for _ in range(3)]
+        for counts, generator in passes:
+            batch = CacheBatch(caches, counts)
+            q, k, v = (
+                torch.randn(1, sum(counts), heads, 16, generator=generator.manual_seed(heads)).transpose(1, 2)
+                for heads in (config.num_heads, config.num_kv_heads, config.num_kv_heads)
+            )
+            found.append(batch.attend(0, q, k, v))
+            batch.finish()
+    for compiled, pytorch in zip(found[:2], found[2:], strict=True):
+        torch.testing.assert_close(compiled, pytorch, rtol=0, atol=1e-5)
+        assert not torch.equal(compiled, pytorch)  # they are not one and the same way
