@@ -19,7 +19,7 @@ from llava.decoding.rows import barrier, exact, scale_of, share, thread_count, t
 from llava.decoding.vectors import TOGETHER, WIDTHS, array, dots, packed, panel
 
 _BLOCK = 4  # outputs that are computed together for few rows
-_MANY = 16  # rows from which it pays to lay a panel of the weight out anew
+_MANY = 24  # rows from which it pays to lay a panel of the weight out anew
 
 
 def _multiplier(kind: int) -> Any:
