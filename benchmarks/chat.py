@@ -203,19 +203,19 @@ def long_question(processor: Processor, photo: bytes) -> Message:
     return Message.user(Image(photo), " ".join(words))
 
 
-def run(model: Path, repeats: int) -> dict[str, list[Round]]:
-    """The counted rounds of both sides, measured in turns."""
+def run(model: Path, repeats: int, cold: bool = False) -> dict[str, list[Round]]:
+    """The counted rounds of both sides, measured in turns. cold: there is none that is not counted."""
     rounds: dict[str, list[Round]] = {name: [] for name in SIDES}
     new_process = functools.partial(ProcessPoolExecutor, 1, multiprocessing.get_context("spawn"))
     with tempfile.TemporaryDirectory() as folder, new_process() as a, new_process() as b, new_process() as c:
         print("writing the weights for transformers", file=sys.stderr)
         with new_process() as once:
             once.submit(export, model, Path(folder)).result()
-        for count in range(repeats + 1):
+        for count in range(int(cold), repeats + 1):
             for name, process in zip(SIDES, (a, b, c), strict=True):
                 print(f"round {count} of {repeats}{'' if count else ' (not counted)'}: {name}", file=sys.stderr)
                 rounds[name].append(process.submit(measure, name, model, Path(folder)).result())
-    return {name: side[1:] for name, side in rounds.items()}
+    return {name: side[-repeats:] for name, side in rounds.items()}
 
 
 def report(rounds: dict[str, list[Round]]) -> str:
@@ -244,10 +244,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="llava-smol", help="an embedded name, or a folder of the native layout")
     parser.add_argument("--repeats", type=int, default=5, help="rounds that count, at least 1")
+    parser.add_argument("--cold", action="store_true", help="count the first round too")
     parser.add_argument("--output", type=Path, help="write every round here, as JSON")
     arguments = parser.parse_args()
     try:
-        rounds = run(model_folder(arguments.model), max(1, arguments.repeats))
+        rounds = run(model_folder(arguments.model), max(1, arguments.repeats), arguments.cold)
     except LlavaError as error:
         parser.error(str(error))
     versions = f"torch {version('torch')}, transformers {version('transformers')}"

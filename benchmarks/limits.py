@@ -1,5 +1,7 @@
 """How far the engine is from what the machine can do: arithmetic over its matrix rate, weights over its memory's speed.
 
+A picture, a prompt, a token, eight chats at once, and the start of a process up to its first answer.
+
     python benchmarks/limits.py llava-smol
     python benchmarks/engine.py --shape clip --write /tmp/clip
     python benchmarks/limits.py /tmp/clip/hf --precision int8 --beside-8bit
@@ -9,7 +11,12 @@ tensor. Linear layers and attention are counted, nothing else is: what is above 
 """
 
 import argparse
+import json
+import subprocess
+import sys
+import time
 from collections.abc import Callable
+from typing import Any
 
 import PIL.Image
 import torch
@@ -20,13 +27,31 @@ import llava
 from llava.config import DecoderConfig, Storage
 from llava.decoding import build
 from llava.decoding.step import Step, covers
+from llava.engine.sampling import Sampling
+from llava.measure import least
 from llava.models.cache import CacheBatch, KVCache
 from llava.quantization.footprint import PRECISIONS, footprint
 from llava.quantization.kernels import pack_linear
 from llava.quantization.linears import HalfLinear
-from llava.quantization.measure import least
 
 MILLI = 1e3
+CHATS, ANSWER = 8, 64
+QUESTION = "What is shown in this image?"
+# A process's start in parts; the model's file and how it is stored come as JSON.
+START = """
+import json, sys, time
+times = [time.perf_counter()]
+import torch
+times.append(time.perf_counter())
+import PIL.Image, llava
+model, options = json.loads(sys.argv[1])
+assistant = llava.load(model, device="cpu", **options)
+times.append(time.perf_counter())
+picture = llava.Image(PIL.Image.radial_gradient("L").resize((640, 480)).convert("RGB"))
+next(assistant.stream([llava.Message.user(picture, "What is shown in this image?")], max_new_tokens=1))
+times.append(time.perf_counter())
+print(json.dumps([later - earlier for earlier, later in zip(times, times[1:])]))
+"""
 
 
 def best(run: Callable[[], object], rounds: int = 5) -> float:
@@ -64,6 +89,54 @@ def vision_operations(model: nn.Module, tokens: int) -> tuple[float, float]:
     return operations, 4.0 * tokens * tokens * sum(widths)
 
 
+def chats(assistant: Any) -> str:
+    """How long eight chats about pictures that were not seen before take together, and in what."""
+    engine, taken = assistant._engine, dict[str, float]()
+
+    def timed(place: Any, name: str, label: str) -> None:
+        inner = getattr(place, name)
+
+        def outer(*arguments: Any) -> Any:
+            begun = time.perf_counter()
+            found = inner(*arguments)
+            taken[label] = taken.get(label, 0) + time.perf_counter() - begun
+            return found
+
+        setattr(place, name, outer)
+
+    def ask(first: int) -> None:
+        pictures = [PIL.Image.new("RGB", (640, 480), (first + index, 99, 9)) for index in range(CHATS)]
+        messages = [[llava.Message.user(llava.Image(picture), QUESTION)] for picture in pictures]
+        engine.generate([(assistant.request(one), Sampling(ANSWER, lookup=False)) for one in messages])
+
+    ask(0)
+    timed(assistant.model.vision, "forward", "pictures")
+    timed(engine, "_run", "the decoder")
+    begun = time.perf_counter()
+    ask(100)
+    whole = time.perf_counter() - begun
+    taken["everything else"] = whole - sum(taken.values())
+    return f"{whole:.1f} s ({', '.join(f'{label} {seconds:.1f}' for label, seconds in taken.items())})"
+
+
+def start(options: argparse.Namespace) -> str:
+    """How long a process takes from its beginning to its first token about a picture, and in what; best of three."""
+    stored = {"precision": options.precision, "beside_8bit": options.beside_8bit}
+    command = [sys.executable, "-c", START, json.dumps([options.model, stored])]
+    runs = []
+    for _ in range(3):
+        begun = time.perf_counter()
+        found = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        parts = json.loads(found.stdout)
+        runs.append((time.perf_counter() - begun, parts))
+    whole, (torch_, loading, answer) = min(runs)
+    rest = whole - torch_ - loading - answer
+    parts = (
+        f"PyTorch {torch_:.1f}, loading {loading:.1f}, first token {answer:.1f}, Python's own start and end {rest:.1f}"
+    )
+    return f"start: {whole:.1f} s ({parts})"
+
+
 @torch.inference_mode()
 def main() -> None:
     """Measure as the command line says, and print what was found."""
@@ -82,7 +155,7 @@ def main() -> None:
     print(f"speed {speed / 1e9:.1f} GB/s")
 
     picture = llava.Image(PIL.Image.radial_gradient("L").resize((640, 480)).convert("RGB"))
-    request = assistant.request([llava.Message.user(picture, "What is shown in this image?")])
+    request = assistant.request([llava.Message.user(picture, QUESTION)])
     views = request.images[0].views()
     seconds = best(lambda: model.vision(views))
     with torch.device("meta"):
@@ -90,7 +163,7 @@ def main() -> None:
 
         plain = build_vision_encoder(config.vision)
     linear, seen = vision_operations(plain, plain.num_tokens + 1)
-    limit = linear / beside_rate + seen / attention
+    limit = picture_limit = linear / beside_rate + seen / attention
     print(f"picture: {seconds * MILLI:.0f} ms, limit {limit * MILLI:.0f} ms ({(linear + seen) / 1e9:.0f} GFLOP)")
 
     tokens = len(request.ids)
@@ -103,7 +176,7 @@ def main() -> None:
 
     seconds = best(read)
     linear, seen = decoder_operations(config.llm, tokens, 0)
-    limit = linear / rate + seen / attention
+    limit = prompt_limit = linear / rate + seen / attention
     print(f"prompt of {tokens} tokens: {seconds * MILLI:.0f} ms, limit {limit * MILLI:.0f} ms", end=" ")
     print(f"({(linear + seen) / 1e9:.0f} GFLOP)")
 
@@ -130,6 +203,9 @@ def main() -> None:
     taken = f"{seconds * MILLI:.1f} ms compiled, " if compiled else ""
     print(f"a token after it: {taken}{others * MILLI:.1f} ms by PyTorch, limit {limit * MILLI:.1f} ms", end=" ")
     print(f"({weights / 1e6:.0f} MB of weights, {stored / 1e6:.0f} MB of keys and values)")
+    limit = CHATS * (picture_limit + prompt_limit) + ANSWER * (weights + CHATS * stored) / speed
+    print(f"{CHATS} chats at once: {chats(assistant)}, limit {limit:.1f} s")
+    print(start(options))
     if compiled:
         return
     print()

@@ -199,7 +199,7 @@ class LlamaCppWhole:
                 "{% for message in messages %}<|im_start|>{{ message.role }}\n"
                 "{% if message.content is string %}{{ message.content }}"
                 "{% else %}{{ message.content[0].image_url.url }}\n{{ message.content[1].text }}{% endif %}"
-                "<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
+                "<|im_end|>\n{% endfor %}<|im_start|>assistant{{ '\\n' }}"  # a newline at the end would be cut
             )
 
         self.llm = llama_cpp.Llama(

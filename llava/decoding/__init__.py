@@ -1,1 +1,1 @@
-"""One compiled function for a decoding step on a CPU: what it computes, how it is built, and how a model runs in it."""
+"""Compiled functions for a CPU: a decoding step, layers of 8 bits, attention; and how they are built."""

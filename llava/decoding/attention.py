@@ -13,12 +13,12 @@ import numpy as np
 from numba import types
 
 from llava.decoding import layout
-from llava.decoding.layout import BYTES, OF_HEAD, OF_POSITION, OF_SEQUENCE, TILE, TOGETHER
+from llava.decoding.layout import BYTES, OF_HEAD, OF_POSITION, OF_SEQUENCE, TILE_KEYS, TILE_QUERIES
 from llava.decoding.rows import exact, exp, fast, thread_count, thread_number
 from llava.decoding.vectors import WIDE, array, maximum, sums, transposed
 
 _HIDDEN = np.float32(-3e38)  # a score that stands for none
-_largest = maximum(TILE)
+_largest = maximum(TILE_KEYS)
 _ROWS = 4  # computed together
 _NARROW = 16
 _wide4, _wide1, _narrow4, _narrow1 = (sums(lanes, rows) for lanes in (WIDE, _NARROW) for rows in (_ROWS, 1))
@@ -49,30 +49,28 @@ def _products(
 
 @exact
 def _keys_turned(keys: Any, stride: Any, count: Any, size: Any, place: Any) -> None:
-    """A tile's keys (count, size) as (size, TILE); what is beyond the last, up to a multiple of 16, is zero."""
+    """A tile's keys (count, size) as (size, TILE_KEYS); what is beyond the last, up to a multiple of 16, is zero."""
     whole = count // 16 * 16
     for slot in range(0, whole, 16):
-        transposed(keys + slot * stride, stride, size, place + slot * 4, TILE * 4)
+        transposed(keys + slot * stride, stride, size, place + slot * 4, TILE_KEYS * 4)
     if whole < count:
         turned = array(place, types.float32)
         for slot in range(whole, whole + 16):
             for i in range(size):
                 value = array(keys + slot * stride, types.float32)[i] if slot < count else np.float32(0)
-                turned[i * TILE + slot] = value
+                turned[i * TILE_KEYS + slot] = value
 
 
 @exact
 def _scores_begun(scores: Any, rows: Any, first: Any, count: Any, position: Any, window: Any) -> None:
     """Scores of a tile before products are added: zero for slots that a query sees, else next to nothing.
 
-    first: the tile's first slot. position: of the first query, or -1 where each sees all slots.
+    first: the tile's first slot. position: of the first query, which sees its own slot and those before it.
     """
     for row in range(rows):
-        end, begin, at = count, 0, row * TILE
-        if position >= 0:
-            end = min(count, position + row + 1 - first)
-            begin = min(max(0, position + row + 1 - window - first), TILE) if window > 0 else 0
-        for slot in range(at, at + TILE):
+        end, at = min(count, position + row + 1 - first), row * TILE_KEYS
+        begin = min(max(0, position + row + 1 - window - first), TILE_KEYS) if window > 0 else 0
+        for slot in range(at, at + TILE_KEYS):
             scores[slot] = _HIDDEN
         for slot in range(at + begin, at + end):
             scores[slot] = np.float32(0)
@@ -84,11 +82,11 @@ def _weighed(place: Any, row: Any, largest: Any, totals: Any, mean: Any, size: A
     scores = array(place, types.float32)
     most = max(largest[row], _largest(place))
     total = np.float32(0)
-    for slot in range(TILE):
+    for slot in range(TILE_KEYS):
         score = scores[slot]
         weight = exp(score - most) if score > np.float32(-1e38) else np.float32(0)
         scores[slot] = weight
-        total += weight
+        total += weight + score * np.float32(0)  # not a number where the score is none
     if most > largest[row]:
         factor = exp(largest[row] - most)
         for i in range(size):
@@ -116,34 +114,34 @@ def looked_tile(
     out_stride: Any,
     memory: Any,
 ) -> None:
-    """One head's outputs for `rows` queries, at most TOGETHER, from `position` on. out may be where the queries are."""
+    """One head's outputs for `rows` queries, TILE_QUERIES at most, from `position` on; out may be where they are."""
     query_at = (memory + BYTES - 1) // BYTES * BYTES
-    key_at = query_at + TOGETHER * size * 4
-    mean_at = key_at + TILE * size * 4
-    score_at = mean_at + TOGETHER * size * 4
+    key_at = query_at + TILE_QUERIES * size * 4
+    mean_at = key_at + TILE_KEYS * size * 4
+    score_at = mean_at + TILE_QUERIES * size * 4
     query, mean = array(query_at, types.float32), array(mean_at, types.float32)
     scores = array(score_at, types.float32)
-    largest = array(score_at + TOGETHER * TILE * 4, types.float32)
-    totals = array(score_at + TOGETHER * (TILE + 1) * 4, types.float32)
+    largest = array(score_at + TILE_QUERIES * TILE_KEYS * 4, types.float32)
+    totals = array(score_at + TILE_QUERIES * (TILE_KEYS + 1) * 4, types.float32)
     for row in range(rows):
         source = array(queries + row * query_stride, types.float32)
         for i in range(size):
             query[row * size + i] = source[i] * factor
             mean[row * size + i] = np.float32(0)
         largest[row], totals[row] = _HIDDEN, np.float32(0)
-    end = min(slots, position + rows) if position >= 0 else slots
-    first = max(0, position + 1 - window) // TILE * TILE if window > 0 and position >= 0 else 0
+    end = min(slots, position + rows)
+    first = max(0, position + 1 - window) // TILE_KEYS * TILE_KEYS if window > 0 else 0
     while first < end:
-        count = min(TILE, end - first)
+        count = min(TILE_KEYS, end - first)
         _keys_turned(keys + first * key_stride, key_stride, count, size, key_at)
         _scores_begun(scores, rows, first, count, position, window)
         columns = (count + 15) // 16 * 16
-        _products(key_at, TILE * 4, columns, query_at, size * 4, rows, size, score_at, TILE * 4)
+        _products(key_at, TILE_KEYS * 4, columns, query_at, size * 4, rows, size, score_at, TILE_KEYS * 4)
         for row in range(rows):
-            _weighed(score_at + row * TILE * 4, row, largest, totals, mean, size)
+            _weighed(score_at + row * TILE_KEYS * 4, row, largest, totals, mean, size)
         place = values + first * value_stride
-        _products(place, value_stride, size, score_at, TILE * 4, rows, count, mean_at, size * 4)
-        first += TILE
+        _products(place, value_stride, size, score_at, TILE_KEYS * 4, rows, count, mean_at, size * 4)
+        first += TILE_KEYS
     for row in range(rows):
         y = array(out + row * out_stride, types.float32)
         for i in range(size):
@@ -157,24 +155,24 @@ def attention(call: Any) -> None:
     memory = call[layout.MEMORY] + thread * call[layout.MEMORY_BYTES]
     heads, size, start, queries = call[layout.QUERY_HEADS], call[layout.SIZE], call[layout.START], call[layout.QUERIES]
     all_heads = call[layout.SEQUENCES] * heads
-    tiles = (queries + TOGETHER - 1) // TOGETHER
+    tiles = (queries + TILE_QUERIES - 1) // TILE_QUERIES
     query_stride = call[layout.Q + OF_POSITION]
     factor = np.float32(1) / math.sqrt(np.float32(size))
     for unit in range(thread, tiles * all_heads, threads):  # neighbours have the same tile, and so as much to do
-        first, sequence, head = unit // all_heads * TOGETHER, unit % all_heads // heads, unit % heads
+        first, sequence, head = unit // all_heads * TILE_QUERIES, unit % all_heads // heads, unit % heads
         shared = head * call[layout.KEY_HEADS] // heads
         place = call[layout.Q] + sequence * call[layout.Q + OF_SEQUENCE] + head * call[layout.Q + OF_HEAD]
         looked_tile(
             place + first * query_stride,
             query_stride,
-            min(TOGETHER, queries - first),
+            min(TILE_QUERIES, queries - first),
             call[layout.K] + sequence * call[layout.K + OF_SEQUENCE] + shared * call[layout.K + OF_HEAD],
             call[layout.K + OF_POSITION],
             call[layout.V] + sequence * call[layout.V + OF_SEQUENCE] + shared * call[layout.V + OF_HEAD],
             call[layout.V + OF_POSITION],
             call[layout.KEYS],
             size,
-            start + first if start >= 0 else -1,
+            start + first,
             call[layout.WINDOW],
             factor,
             call[layout.Y] + ((sequence * queries + first) * heads + head) * size * 4,

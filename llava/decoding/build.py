@@ -1,7 +1,8 @@
-"""The compiled step: built once for a kind of processor, kept as machine code in the cache folder, loaded in a moment.
+"""The compiled functions: built once for a kind of processor, kept as machine code in the cache folder, then loaded.
 
-numba compiles `llava.decoding.kernels` in a process of its own, beside the one that answers meanwhile without it. What
-it gives is loaded without numba and LLVM: importing them would take longer, and more memory, than a small model.
+numba compiles `llava.decoding.kernels`, `products` and `attention` in a process of its own, beside the one that answers
+meanwhile without them. What it gives is loaded in a moment, without numba and LLVM: importing them would take longer,
+and more memory, than a small model.
 
     python -m llava.decoding.build FILE
 """
@@ -104,7 +105,12 @@ def wait() -> None:
 
 
 def build(path: Path) -> None:
-    """Compile the function, for this processor, into a file. Raises LlavaError when it cannot be written."""
+    """Compile the functions, for this processor, into a file. Raises LlavaError when it cannot be written."""
+    with atomic_path(path) as temporary:  # first: what cannot be kept is not compiled
+        temporary.write_bytes(_object_file())
+
+
+def _object_file() -> bytes:
     import llvmlite.binding as llvm
 
     from llava.decoding import attention, kernels, products
@@ -127,8 +133,8 @@ define void @{name}(ptr %table) {{
     machine = _machine()
     passes = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(speed_level=3))
     passes.getModulePassManager().run(module, passes)
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(machine.emit_object(module))
+    content: bytes = machine.emit_object(module)
+    return content
 
 
 def _machine() -> "llvmlite.binding.TargetMachine":  # type: ignore[name-defined]  # noqa: F821

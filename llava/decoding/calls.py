@@ -7,10 +7,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from llava.decoding import build, layout
-from llava.quantization.measure import fastest, least
+from llava.measure import fastest, least
 
 _FLOAT = 4  # bytes
 _UNIT = 16  # of a head's size
+_FEWEST = 16  # queries for which it pays to turn a tile's keys
 _MEASURED = 512  # queries, when it is measured
 
 
@@ -19,32 +20,25 @@ def reads(levels: Tensor) -> bool:
     return build.possible() and build.has(build.VNNI) and levels.shape[1] % layout.BYTES == 0
 
 
-def table_of(levels: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
-    """What `multiplied` takes for a layer. It has the addresses of the three, not the tensors."""
-    places = (levels.data_ptr(), scales.data_ptr(), 0 if bias is None else bias.data_ptr())
-    return torch.tensor([layout.INT8_BYTES, *levels.shape, *places])
+def multiplied(run: build.Run, x: Tensor, levels: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
+    """x (..., in), each row rounded to 8 bits, times levels (out, in) that it `reads`, with scales (out,): (..., out).
 
-
-def multiplied(run: build.Run, table: Tensor, x: Tensor, outputs: int) -> Tensor:
-    """x (..., in) float32, each row rounded to 8 bits, times the weight: (..., out)."""
-    x, threads = x.contiguous(), torch.get_num_threads()
-    inputs = x.shape[-1]
-    rows = x.numel() // inputs
+    All but the levels in float32, all on the CPU. Raises ValueError for other types and for an x of another width.
+    """
+    (outputs, inputs), threads = levels.shape, torch.get_num_threads()
+    floats = [one for one in (x, scales, bias) if one is not None]
+    if x.shape[-1] != inputs or any(one.dtype != torch.float32 or not one.is_cpu for one in floats):
+        raise ValueError(f"expected float32 on a CPU, (..., {inputs}); found {x.dtype}, {tuple(x.shape)}")
+    x, levels, scales = x.contiguous(), levels.contiguous(), scales.contiguous()
+    bias = None if bias is None else bias.contiguous()
+    rows, each = x.numel() // inputs, layout.scratch(inputs)
     y = x.new_empty(*x.shape[:-1], outputs)
-    each = layout.scratch(inputs)
-    memory = torch.empty(rows * (inputs + _FLOAT) + threads * each, dtype=torch.uint8)
-    scales = memory.data_ptr() + rows * inputs
-    words = [
-        table.data_ptr(),
-        rows,
-        x.data_ptr(),
-        y.data_ptr(),
-        memory.data_ptr(),
-        scales,
-        scales + rows * _FLOAT,
-        each,
-    ]
-    call = torch.tensor(words)
+    memory = torch.empty(rows * (inputs + _FLOAT) + threads * each, dtype=torch.uint8, device="cpu")
+    of_rows = memory.data_ptr() + rows * inputs
+    words = [0, rows, x.data_ptr(), y.data_ptr(), memory.data_ptr(), of_rows, of_rows + rows * _FLOAT, each]
+    layer = [levels.data_ptr(), scales.data_ptr(), 0 if bias is None else bias.data_ptr()]
+    call = torch.tensor([*words, layout.INT8_BYTES, outputs, inputs, *layer], device="cpu")
+    call[layout.ALONE] = call.data_ptr() + call.itemsize * len(words)
     run(call.data_ptr(), threads)
     return y
 
@@ -52,7 +46,8 @@ def multiplied(run: build.Run, table: Tensor, x: Tensor, outputs: int) -> Tensor
 def attention(q: Tensor, keys: Tensor, values: Tensor) -> build.Run | None:
     """The function for `attended` with these, where it is there and the faster: float32 on a CPU, without training."""
     plain = all(one.dtype == torch.float32 and one.is_cpu and one.stride(-1) == 1 for one in (q, keys, values))
-    if not plain or q.shape[-1] % _UNIT or torch.is_grad_enabled() or not build.possible():
+    fits = q.shape[2] >= _FEWEST and q.shape[-1] % _UNIT == 0
+    if not plain or not fits or torch.is_grad_enabled() or not build.possible():
         return None
     run = build.attention()
     return run if run and _attention_is_faster(run) else None
@@ -70,20 +65,18 @@ def _attention_is_faster(run: build.Run) -> bool:
     return fastest("attention", ways) == "compiled"
 
 
-def attended(
-    run: build.Run, q: Tensor, keys: Tensor, values: Tensor, start: int | None = None, window: int | None = None
-) -> Tensor:
+def attended(run: build.Run, q: Tensor, keys: Tensor, values: Tensor, start: int, window: int | None = None) -> Tensor:
     """q (N, H, T, Dh) over keys and values (N, Hkv, S, Dh): (N, H, T, Dh).
 
-    start: the slot of the first query, of which each sees its own and those before it, at most `window`; None: all.
+    start: the slot of the first query. Each sees its own slot and those before it, `window` of them at most.
     """
     (sequences, heads, queries, size), threads = q.shape, torch.get_num_threads()
     y = q.new_empty(sequences, queries, heads, size)
     each = layout.tile_bytes(size)
-    memory = torch.empty(threads * each, dtype=torch.uint8)
-    words = [sequences, heads, keys.shape[1], size, queries, keys.shape[2], -1 if start is None else start, window or 0]
+    memory = torch.empty(threads * each, dtype=torch.uint8, device="cpu")
+    words = [sequences, heads, keys.shape[1], size, queries, keys.shape[2], start, window or 0]
     for one in (q, keys, values):
         words += [one.data_ptr(), *(step * _FLOAT for step in one.stride()[:3])]
-    call = torch.tensor([*words, y.data_ptr(), memory.data_ptr(), each])
+    call = torch.tensor([*words, y.data_ptr(), memory.data_ptr(), each], device="cpu")
     run(call.data_ptr(), threads)
     return y.transpose(1, 2)

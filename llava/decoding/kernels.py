@@ -2,10 +2,11 @@
 
 Nothing is allocated and no object of Python is touched: all tables and buffers come by address, as
 `llava.decoding.step` lays them out. Every thread of the team runs the whole function. Each computes its share of a
-product's outputs, or of the slots that attention looks at; what is small (norms, rounding) each computes for itself
-instead of waiting for another. Only the building process imports this file (`llava.decoding.build`).
+product's outputs, or of the slots or tiles that attention looks at; what is small (norms, rounding) each computes for
+itself instead of waiting for another. Only the building process imports this file (`llava.decoding.build`).
 
-Every row is computed on its own terms, in an order that depends on its own length and the number of threads only.
+Every row is computed on its own terms, in an order that depends on its own length, on the number of threads, and on
+whether so many rows of its sequence run that attention looks at them in tiles (`llava.decoding.attention`).
 Oracle: the decoder in PyTorch (tests/decoding).
 """
 
@@ -18,7 +19,7 @@ from numba import types
 
 from llava.decoding import layout
 from llava.decoding.attention import looked_tile
-from llava.decoding.layout import FLOAT32, LAYER, ROW, TOGETHER
+from llava.decoding.layout import FLOAT32, LAYER, ROW, TILE_QUERIES
 from llava.decoding.products import multiply, prepare, scratch_bytes
 from llava.decoding.rows import barrier, exact, exp, fast, normed, share, thread_count, thread_number, words
 from llava.decoding.vectors import array, dots, half
@@ -70,8 +71,8 @@ def looked(keys: Any, values: Any, count: Any, size: Any, queries: Any, heads: A
             largest = row[slot] if row[slot] > largest else largest
         for slot in range(count):
             weight = exp(row[slot] - largest)
+            total += weight + row[slot] * np.float32(0)  # not a number where the score is none
             row[slot] = weight
-            total += weight
         whole = count // 4 * 4
         for slot in range(0, whole, 4):
             a, b, c, d = row[slot], row[slot + 1], row[slot + 2], row[slot + 3]
@@ -208,8 +209,8 @@ def step(call: Any) -> None:
         for row in range(rows):
             entry = array(call[layout.FIRST_ROW] + row * ROW * 8, words)
             slots, slot, begin = entry[layout.SLOTS], entry[layout.SLOT], entry[layout.FIRST]
-            cache, together_here = entry[layout.CACHE] + number * 2 * kv_heads * slots * size * 4, entry[layout.TILED]
-            for first in range(0, together_here, TOGETHER):
+            cache, tiled = entry[layout.CACHE] + number * 2 * kv_heads * slots * size * 4, entry[layout.TILED]
+            for first in range(0, tiled, TILE_QUERIES):
                 for head in range(heads):
                     tile += 1
                     if tile % threads == thread:
@@ -218,12 +219,12 @@ def step(call: Any) -> None:
                         looked_tile(
                             place,
                             all_heads * size * 4,
-                            min(TOGETHER, together_here - first),
+                            min(TILE_QUERIES, tiled - first),
                             keys,
                             size * 4,
                             keys + kv_heads * slots * size * 4,
                             size * 4,
-                            slot + together_here,
+                            slot + tiled,
                             size,
                             slot + first,
                             model[layout.WINDOWED],
@@ -232,7 +233,7 @@ def step(call: Any) -> None:
                             all_heads * size * 4,
                             tile_at,
                         )
-            if together_here != 0:
+            if tiled != 0:
                 continue
             for head in range(kv_heads):
                 seen = slot + 1 - begin

@@ -1,4 +1,4 @@
-"""The tables by which a model and a step come to the compiled function: 64-bit integers, addresses among them."""
+"""The tables by which models and calls come to the compiled functions: 64-bit integers, addresses among them."""
 
 # How the weight of a linear layer is stored. INT8_BYTES: as INT8, read by VNNI, 64 inputs at once.
 FLOAT32, FLOAT16, INT8, INT8_BYTES = range(4)
@@ -39,18 +39,18 @@ MODEL, ROWS, FIRST_ROW, LOGITS, SHARED, PRIVATE, PRIVATE_BYTES = range(7)
 ALONE, ALONE_ROWS, INPUT, OUTPUT, READY, READY_SCALES, SCRATCH, SCRATCH_BYTES = range(8)
 
 # Attention: sequences, heads, those that share keys, their size, queries and slots of a sequence, the position of the
-# first query (-1: each sees all slots), how many slots back it sees (0: all); then where queries, keys and values are
+# first query, how many slots back it sees (0: all); then where queries, keys and values are
 # and how many bytes lie between their sequences, heads and positions; the outputs, and the memory of each thread.
 SEQUENCES, QUERY_HEADS, KEY_HEADS, SIZE, QUERIES, KEYS, START, WINDOW = range(8)
 Q, K, V = 8, 12, 16
 OF_SEQUENCE, OF_HEAD, OF_POSITION = 1, 2, 3  # after the address
 Y, MEMORY, MEMORY_BYTES = 20, 21, 22
-TOGETHER, TILE = 32, 128  # queries, and keys, that are looked at together
+TILE_QUERIES, TILE_KEYS = 32, 128  # queries, and keys, that are looked at together
 
 
 def tile_bytes(size: int) -> int:
     """Bytes of a thread's memory for attention: queries, means, keys, scores, largest ones, sums of weights."""
-    return 4 * (TOGETHER * (2 * size + TILE + 2) + TILE * size) + BYTES
+    return 4 * (TILE_QUERIES * (2 * size + TILE_KEYS + 2) + TILE_KEYS * size) + BYTES
 
 
 def scratch(inputs: int) -> int:

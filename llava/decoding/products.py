@@ -145,7 +145,7 @@ def prepare(linear: Any, x: Any, rows: Any, ready: Any, scales: Any) -> Any:
         return x
     for row in range(rows):
         source = array(x + row * inputs * 4, types.float32)
-        scale = scale_of(source, inputs)
+        scale = scale_of(array(x + row * inputs * 4, types.int32), inputs, scales + row * 4)
         array(scales, types.float32)[row] = scale
         if kind == INT8:
             to_int16(source, scale, array(ready + row * inputs * 2, types.int16), inputs)

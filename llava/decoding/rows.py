@@ -10,7 +10,7 @@ import numba
 import numpy as np
 from numba import types
 
-from llava.decoding.vectors import power_of_two
+from llava.decoding.vectors import array, power_of_two
 
 _SHARE = 16  # outputs that a thread has a multiple of: a line of the cache, which no two threads write
 
@@ -56,14 +56,19 @@ def normed(x: Any, weight: Any, out: Any, count: Any, epsilon: Any) -> None:
 
 
 @exact
-def scale_of(x: Any, count: Any) -> Any:
-    """What a step of 8 bits is worth in one row. As `Int8Linear` has it."""
-    largest = np.float32(0)
+def scale_of(bits: Any, count: Any, largest: Any) -> Any:
+    """What a step of 8 bits is worth in one row, as `Int8Linear` has it; not a number where an input is none.
+
+    bits: the row's numbers as integers, which without their signs have the same order, and last what is no number.
+    largest: a place for one number, by its address.
+    """
+    most = np.int32(0)
     for i in range(count):
-        size = abs(x[i])
-        largest = size if size > largest else largest
-    scale = largest / np.float32(127)
-    return scale if scale > np.float32(1e-12) else np.float32(1e-12)
+        size = bits[i] & np.int32(0x7FFFFFFF)
+        most = size if size > most else most
+    array(largest, types.int32)[0] = most
+    scale = array(largest, types.float32)[0] / np.float32(127)
+    return np.float32(1e-12) if scale < np.float32(1e-12) else scale
 
 
 @exact

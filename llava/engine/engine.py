@@ -143,7 +143,7 @@ class Engine:
         return generations
 
     def _parts(self, plan: Plan) -> list[Plan]:
-        """The plan in parts that run one after the other. One part, but in 8 bits beside prompts too long for a step.
+        """The plan in parts that run one after the other. One part, but in 8 bits beside more tokens than a step runs.
 
         There PyTorch may round an input to another of its levels than the step does. So answers always run in the step:
         what they say does not depend on what is read beside them.

@@ -60,7 +60,7 @@ class CacheBatch:
             cache.reserve(cache.length + count)
             self._parts.append((cache, row, count, cache.length))
             row += count
-        self._masks = [self._mask(cache.config, count, start) for cache, _, count, start in self._parts]
+        self._masks: dict[int, Tensor | None] = {}  # by the part's number: made when PyTorch looks at it
 
     def rope(self, config: DecoderConfig, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Cosines and sines (T, 1, Dh) for all rows."""
@@ -73,16 +73,19 @@ class CacheBatch:
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Store k and v (1, Hkv, T, Dh), and let each query of q (1, H, T, Dh) see its sequence up to itself."""
         outputs = []
-        for (cache, row, count, start), mask in zip(self._parts, self._masks, strict=True):
+        for number, (cache, row, count, start) in enumerate(self._parts):
             end = start + count
             keys, values = cache.layers[layer]
             keys[:, start:end] = k[0, :, row : row + count]
             values[:, start:end] = v[0, :, row : row + count]
             window = cache.config.sliding_window
             queries = q[:, :, row : row + count]
-            if count > 1 and (run := attention(queries, keys, values)):
+            if run := attention(queries, keys, values):
                 outputs.append(attended(run, queries, keys[None, :, :end], values[None, :, :end], start, window))
                 continue
+            if number not in self._masks:
+                self._masks[number] = self._mask(cache.config, count, start)
+            mask = self._masks[number]
             first = max(0, end - window) if window is not None and count == 1 else 0
             outputs.append(
                 F.scaled_dot_product_attention(

@@ -1,5 +1,6 @@
 """How much memory a model needs, as it is stored, from its configuration alone."""
 
+import functools
 from dataclasses import dataclass
 
 from torch import nn
@@ -29,8 +30,7 @@ def footprint(config: LlavaConfig, storage: Storage, adapter: int = 0) -> dict[s
 
     adapter: parameters of a LoRA of the LLM; it stays beside weights of 4 bits, and is folded into all others.
     """
-    with on_meta():
-        model = LlavaModel(config)
+    model = _without_weights(config.model_dump_json())
     half: Precision = "float32" if storage.precision == "float32" else "float16"
     beside: Precision = "int8" if storage.beside_8bit else half
     parts = {
@@ -42,6 +42,12 @@ def footprint(config: LlavaConfig, storage: Storage, adapter: int = 0) -> dict[s
         llm = parts["LLM"]
         parts["LLM"] = Part(llm.parameters + adapter, llm.bytes + 2 * adapter)
     return parts
+
+
+@functools.lru_cache(maxsize=8)  # a model is asked about in every precision
+def _without_weights(config: str) -> LlavaModel:
+    with on_meta():
+        return LlavaModel(LlavaConfig.model_validate_json(config))
 
 
 def peak_bytes(config: LlavaConfig, storage: Storage, adapter: int = 0) -> int:

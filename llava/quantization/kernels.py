@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from llava.config import Precision
 from llava.decoding.calls import reads
+from llava.measure import fastest, least
 from llava.quantization.linears import (
     Float16Linear,
     Float32Linear,
@@ -21,10 +22,13 @@ from llava.quantization.linears import (
     dequantized,
     quantize,
 )
-from llava.quantization.measure import fastest, least
 
-_SIDE = 1024  # of the matrix that kernels are measured with
-_DECODED, _READ = 64, 512  # tokens of an answer, one by one, and of the prompt before it, which are measured
+# The shape of the matrix that kernels are measured with: one that the compiled function does not read (`reads`).
+_OUTPUTS, _INPUTS = 1024, 1008
+_DECODED, _READ = (
+    64,
+    577,
+)  # tokens of an answer, one by one, and of what is read before: as many as CLIP has of a picture
 _WORTH = (
     3.0  # times longer that prompts may take in the layout from which the compiled step decodes three times as fast
 )
@@ -72,7 +76,7 @@ def _has_fbgemm() -> bool:
 
 def _candidates(precision: Precision, plain: bool = False) -> dict[str, Callable[[], nn.Module]]:
     """What can compute a precision here: names, and layers to be measured."""
-    weight = torch.randn(_SIDE, _SIDE, generator=torch.Generator().manual_seed(0))
+    weight = torch.randn(_OUTPUTS, _INPUTS, generator=torch.Generator().manual_seed(0))
     if precision == "int8":
         stored = quantize(weight, None, "int8")
         names = ["plain", "fbgemm"] if plain else ["fbgemm", "int8pack"]
@@ -96,5 +100,5 @@ def _fastest(precision: Precision, plain: bool = False) -> str:
 
 def _seconds(layer: nn.Module, decoded: int = _DECODED) -> float:
     """How long a prompt and an answer of so many tokens take, at best."""
-    one, many = torch.randn(1, _SIDE), torch.randn(_READ, _SIDE)
+    one, many = torch.randn(1, _INPUTS), torch.randn(_READ, _INPUTS)
     return decoded * least(lambda: layer(one), 20) + least(lambda: layer(many), 3)

@@ -23,8 +23,8 @@ from torch.nn import functional as F
 
 from llava.config import Precision
 from llava.decoding.build import Run, linear
-from llava.decoding.calls import multiplied, reads, table_of
-from llava.quantization.measure import fastest, least
+from llava.decoding.calls import multiplied, reads
+from llava.measure import fastest, least
 
 _LEVELS = 127  # of int8, to each side
 _SMALLEST = 1e-12  # a scale; for rows of zeros
@@ -166,7 +166,9 @@ def halved(stored: Levels) -> tuple[Tensor, Tensor]:
 
 @functools.cache
 def sums_are_cut() -> bool:
-    """Whether FBGEMM's kernel adds two products in 16 bits here, which the largest levels overflow."""
+    """Whether FBGEMM's kernel adds two products in 16 bits here, which the largest levels overflow, or is not there."""
+    if "fbgemm" not in torch.backends.quantized.supported_engines:
+        return True
     packed = _fbgemm_packed(torch.full((1, 64), _LEVELS, dtype=torch.int8), torch.ones(1))
     return _fbgemm_product(torch.full((1, 64), float(_LEVELS)), packed).item() != 64 * _LEVELS**2
 
@@ -195,11 +197,10 @@ class Plain8Linear(nn.Module):
         super().__init__()
         self.levels, self.scales = stored.levels.contiguous(), stored.scales.float().contiguous()
         self.bias = None if stored.bias is None else stored.bias.float()
-        self._table = table_of(self.levels, self.scales, self.bias) if reads(self.levels) else None
 
     def forward(self, x: Tensor) -> Tensor:
-        if self._table is not None and (run := _compiled()):
-            return multiplied(run, self._table, x, len(self.levels))
+        if x.dtype == torch.float32 and reads(self.levels) and (run := _compiled()):
+            return multiplied(run, x, self.levels, self.scales, self.bias)
         return _rounded_product(x, self.levels, self.scales, self.bias)
 
 
@@ -226,10 +227,9 @@ def _compiled() -> Run | None:
 def _compiled_is_faster(run: Run) -> bool:
     x, scales = torch.ones(_MEASURED), torch.ones(_MEASURED[0])
     levels = torch.ones(_MEASURED, dtype=torch.int8)
-    table = table_of(levels, scales, None)
     ways = {
         "pytorch": lambda: least(lambda: _rounded_product(x, levels, scales, None), 5),
-        "compiled": lambda: least(lambda: multiplied(run, table, x, len(levels)), 5),
+        "compiled": lambda: least(lambda: multiplied(run, x, levels, scales, None), 5),
     }
     return fastest("product of 8 bits", ways) == "compiled"
 

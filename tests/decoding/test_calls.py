@@ -1,5 +1,9 @@
 """The compiled linear layer of 8 bits and attention, against PyTorch."""
 
+import copy
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -20,47 +24,84 @@ def built() -> None:
     build.wait()
 
 
-@pytest.mark.parametrize("rows", [1, 3, 4, 15, 16, 17, 131])
+@pytest.fixture(params=[1, 3])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 4, 23, 24, 25, 131])
 @pytest.mark.parametrize(("outputs", "inputs"), [(96, 64), (100, 128), (17, 192), (64, 1024), (208, 576)])
 @pytest.mark.parametrize("biased", [False, True])
 @torch.inference_mode()
 def test_layers_of_8_bits_give_what_pytorch_gives_bit_for_bit(
-    rows: int, outputs: int, inputs: int, biased: bool
+    threads: int, rows: int, outputs: int, inputs: int, biased: bool
 ) -> None:
     """Few rows and many, whole panels of outputs and rests; extreme weights and inputs too, and a row of zeros."""
     torch.manual_seed(rows)
     weight, x = torch.randn(outputs, inputs), 3 * torch.randn(2, rows, inputs)
     weight[0], x[0, 0], x[1, -1] = 1.0, -2.0, 0.0
     layer = Plain8Linear(quantize(weight, torch.randn(outputs) if biased else None, "int8"))
+    expected = linears._rounded_product(x, layer.levels, layer.scales, layer.bias)
+    assert torch.equal(compiled(layer, x), expected)
+    across = x.transpose(0, 1)  # not contiguous
+    assert torch.equal(compiled(layer, across), expected.transpose(0, 1))
+
+
+def compiled(layer: Plain8Linear, x: Tensor) -> Tensor:
     if not calls.reads(layer.levels):
         pytest.skip("this processor has no VNNI")
     run = build.linear()
-    assert run is not None and layer._table is not None
-    expected = linears._rounded_product(x, layer.levels, layer.scales, layer.bias)
-    assert torch.equal(calls.multiplied(run, layer._table, x, outputs), expected)
-    across = x.transpose(0, 1)  # not contiguous
-    assert torch.equal(calls.multiplied(run, layer._table, across, outputs), expected.transpose(0, 1))
+    assert run is not None
+    return calls.multiplied(run, x, layer.levels, layer.scales, layer.bias)
 
 
-def test_layers_use_the_faster_of_both(monkeypatch: pytest.MonkeyPatch) -> None:
+@torch.inference_mode()
+def test_a_row_with_what_is_no_number_has_none_and_others_have() -> None:
+    torch.manual_seed(0)
+    layer, x = Plain8Linear(quantize(torch.randn(64, 64), None, "int8")), torch.randn(40, 64)
+    expected = compiled(layer, x)
+    x[7, 3] = torch.nan
+    found = compiled(layer, x)
+    others = [row for row in range(40) if row != 7]
+    assert found[7].isnan().all() and torch.equal(found[others], expected[others])
+
+
+@pytest.mark.parametrize("x", [torch.ones(2, 128), torch.ones(2, 64, dtype=torch.bfloat16), torch.ones(2, 64).double()])
+def test_rows_that_do_not_fit_are_refused(x: Tensor) -> None:
+    layer = Plain8Linear(quantize(torch.randn(64, 64), None, "int8"))
+    with pytest.raises(ValueError, match="expected float32"):
+        compiled(layer, x)
+
+
+def test_layers_use_the_faster_of_both_and_may_be_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     layer, x = Plain8Linear(quantize(torch.randn(64, 64), None, "int8")), torch.randn(3, 64)
     if not calls.reads(layer.levels):
         pytest.skip("this processor has no VNNI")
-    used = []
-    monkeypatch.setattr(
-        linears, "multiplied", lambda *arguments: used.append("compiled") or calls.multiplied(*arguments)
-    )
-    for fastest, expected in ((True, ["compiled"]), (False, [])):
+    used: list[str] = []
+
+    def multiplied(*arguments: Any) -> Tensor:
+        used.append("compiled")
+        return calls.multiplied(*arguments)
+
+    monkeypatch.setattr(linears, "multiplied", multiplied)
+    expected = layer(x)
+    for fastest, names in ((True, ["compiled"]), (False, [])):
         used.clear()
         monkeypatch.setattr(linears, "_compiled_is_faster", lambda run, chosen=fastest: chosen)
-        layer(x)
-        assert used == expected
+        assert torch.equal(layer(x), expected) and used == names
+        layer(x.bfloat16())
+        assert used == names  # rows of another type never come to the compiled function
+    other = copy.deepcopy(layer)
+    other.levels.zero_()
+    monkeypatch.setattr(linears, "_compiled_is_faster", lambda run: True)
+    assert torch.equal(layer(x), expected) and not other(x).any()
 
 
-def seen(queries: int, slots: int, start: int | None, window: int | None) -> Tensor | None:
+def seen(queries: int, slots: int, start: int, window: int | None) -> Tensor:
     """The mask of what each query sees."""
-    if start is None:
-        return None
     position, slot = torch.arange(start, start + queries)[:, None], torch.arange(slots)
     visible = slot <= position
     return visible if window is None else visible & (slot > position - window)
@@ -70,18 +111,19 @@ def seen(queries: int, slots: int, start: int | None, window: int | None) -> Ten
     ("heads", "kv_heads", "queries", "slots", "size", "start", "window"),
     [
         (9, 3, 150, 150, 64, 0, None),  # a prompt
-        (4, 4, 131, 131, 64, None, None),  # an encoder
+        (4, 4, 131, 131, 64, 0, None),  # of several sequences
         (9, 3, 40, 300, 64, 260, None),  # a part of a prompt
         (4, 2, 70, 300, 128, 200, 100),  # a window that leaves out the first tile
         (4, 2, 200, 200, 48, 0, 7),  # one that leaves out all of a tile for some queries of it
         (2, 1, 5, 7, 16, 2, None),
         (1, 1, 1, 1, 80, 0, None),
         (2, 2, 33, 129, 80, 96, None),
+        (2, 2, 33, 140, 80, 96, None),  # with slots after the last query's
     ],
 )
 @torch.inference_mode()
 def test_attention_equals_pytorchs(
-    heads: int, kv_heads: int, queries: int, slots: int, size: int, start: int | None, window: int | None
+    threads: int, heads: int, kv_heads: int, queries: int, slots: int, size: int, start: int, window: int | None
 ) -> None:
     torch.manual_seed(0)
     run = build.attention()
@@ -98,7 +140,7 @@ def test_attention_equals_pytorchs(
 
 
 @torch.inference_mode()
-def test_a_prompt_in_parts_is_the_same_bit_for_bit() -> None:
+def test_a_prompt_in_parts_is_the_same_bit_for_bit(threads: int) -> None:
     torch.manual_seed(0)
     run = build.attention()
     assert run is not None
@@ -123,6 +165,8 @@ def test_large_scores_and_what_is_not_finite() -> None:
     again = calls.attended(run, q, keys, values, 0)
     others = [row for row in range(40) if row != 7]
     assert torch.equal(again[:, :, others], found[:, :, others]) and again[0, 0, 7].isnan().all()
+    q[0, 0, 7], keys[0, 0, 20] = 1, torch.nan
+    assert calls.attended(run, q, keys, values, 0)[0, 0, 20:].isnan().all()
 
 
 @pytest.mark.parametrize("window", [None, 5])
@@ -132,16 +176,15 @@ def test_sequences_of_a_step_are_looked_at_by_either(
 ) -> None:
     """Prompts from their beginning and in parts, beside an answer: the same as by PyTorch."""
     config = tiny_model(smollm2).model.config.llm.model_copy(update={"head_dim": 16, "sliding_window": window})
-    torch.manual_seed(0)
-    cpu, found = torch.device("cpu"), []
-    passes = [((20, 9, 3), torch.Generator().manual_seed(1)), ((1, 30, 2), torch.Generator().manual_seed(2))]
+    cpu, found = torch.device("cpu"), list[Tensor]()
     for faster in (True, False):
         monkeypatch.setattr(calls, "_attention_is_faster", lambda run, chosen=faster: chosen)
         caches = [KVCache(config, cpu, torch.float32) for _ in range(3)]
-        for counts, generator in passes:
+        torch.manual_seed(0)
+        for counts in ((20, 9, 3), (1, 30, 2)):
             batch = CacheBatch(caches, counts)
             q, k, v = (
-                torch.randn(1, sum(counts), heads, 16, generator=generator.manual_seed(heads)).transpose(1, 2)
+                torch.randn(1, sum(counts), heads, 16).transpose(1, 2)
                 for heads in (config.num_heads, config.num_kv_heads, config.num_kv_heads)
             )
             found.append(batch.attend(0, q, k, v))

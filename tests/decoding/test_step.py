@@ -91,7 +91,7 @@ def test_scores_equal_the_decoders(
         pair[1].copy_from(pair[0], length)
         theirs.append(pair[0])
         ours.append(pair[1])
-    for counts in ((1, 1, 1), (4, 1, 9), (1, 2, 1), (MOST_ROWS - 5, 1, 4)):
+    for counts in ((1, 1, 1), (4, 1, 9), (1, 2, 1), (1, 20, 33), (MOST_ROWS - 5, 1, 4)):
         new = ids[0, 100 : 100 + sum(counts)]
         shown = images[: int((new == IMAGE_TOKEN).sum())]
         hidden = model(new[None], shown, CacheBatch(theirs, counts))[0]

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from llava.quantization import kernels, linears, measure
+from llava import measure
+from llava.quantization import kernels, linears
 
 
 @pytest.fixture
@@ -63,6 +64,8 @@ def test_a_layer_that_chooses_a_library_itself_is_measured_in_an_empty_cache_fol
     command = [sys.executable, "-c", program]
     found = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=True)
     assert found.stdout.strip() in kernels._WHOLE_KERNELS
+    (choices,) = json.loads((tmp_path / "kernels.json").read_text()).values()
+    assert sorted(choices) == ["float32", "plain product"]  # what the layer chose is remembered too
 
 
 def test_a_real_measurement_takes_a_moment() -> None:

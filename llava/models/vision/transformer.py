@@ -12,7 +12,7 @@ from llava.errors import LlavaError
 VitConfig = ClipVisionConfig | SiglipVisionConfig
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "quick_gelu": lambda x: (1.702 * x).sigmoid_().mul_(x),
+    "quick_gelu": lambda x: x * (1.702 * x).sigmoid_(),
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
 }

@@ -36,6 +36,7 @@ def _fastest(entry: str, seconds: Mapping[str, Callable[[], float]]) -> str:
             turns = [{name: measured() for name, measured in seconds.items()} for _ in range(_TURNS)]
             costs = {name: min(turn[name] for turn in turns) for name in seconds}
         chosen = min(costs, key=costs.__getitem__)
+        known = _remembered(path)  # again: a way that was measured may have chosen something itself
         known.setdefault(machine, {})[entry] = chosen
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
