@@ -3,11 +3,11 @@
     python benchmarks/chat.py --model llava-smol --repeats 5 --output chat.json
 
 Both sides run in float32 with torch's default threads, and ours also as it runs by default, with weights stored in 16
-bits; each in a process of its own. They take turns (A B C A B C), after a round that is not counted. Time runs from
-the messages, with the picture as the bytes of a JPEG, to the token: the prompt's rendering, the picture's decoding and
-the vision encoder are in it. Three conversations of two questions each: one whose first prompt is just a picture of
-640 x 480 and a short question, one whose picture is as a phone takes it (12 megapixels), and one whose first prompt has
-512 tokens.
+bits; each in a process of its own. They take turns (A B C A B C), after a round that is not counted (--cold: without).
+Time runs from the messages, with the picture as the bytes of a JPEG, to the token: the prompt's rendering, the
+picture's decoding and the vision encoder are in it. Three conversations of two questions each: one whose first prompt
+is just a picture of 640 x 480 and a short question, one whose picture is as a phone takes it (12 megapixels), and one
+whose first prompt has 512 tokens.
 
 transformers has no LLaVA with our vision encoder, so its side does what its `LlavaForConditionalGeneration` does: the
 image tokens, made by our encoder and projector, are written into `inputs_embeds` of `LlamaForCausalLM` (sdpa). A plain
@@ -244,7 +244,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="llava-smol", help="an embedded name, or a folder of the native layout")
     parser.add_argument("--repeats", type=int, default=5, help="rounds that count, at least 1")
-    parser.add_argument("--cold", action="store_true", help="count the first round too")
+    parser.add_argument("--cold", action="store_true", help="without a round before them that is not counted")
     parser.add_argument("--output", type=Path, help="write every round here, as JSON")
     arguments = parser.parse_args()
     try:

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import PIL.Image
@@ -48,7 +49,7 @@ model, options = json.loads(sys.argv[1])
 assistant = llava.load(model, device="cpu", **options)
 times.append(time.perf_counter())
 picture = llava.Image(PIL.Image.radial_gradient("L").resize((640, 480)).convert("RGB"))
-next(assistant.stream([llava.Message.user(picture, "What is shown in this image?")], max_new_tokens=1))
+next(assistant.stream([llava.Message.user(picture, "What is shown in this image?")], max_new_tokens=1), None)
 times.append(time.perf_counter())
 print(json.dumps([later - earlier for earlier, later in zip(times, times[1:])]))
 """
@@ -107,7 +108,8 @@ def chats(assistant: Any) -> str:
     def ask(first: int) -> None:
         pictures = [PIL.Image.new("RGB", (640, 480), (first + index, 99, 9)) for index in range(CHATS)]
         messages = [[llava.Message.user(llava.Image(picture), QUESTION)] for picture in pictures]
-        engine.generate([(assistant.request(one), Sampling(ANSWER, lookup=False)) for one in messages])
+        requests = [replace(assistant.request(one), stop_ids=frozenset()) for one in messages]
+        engine.generate([(one, Sampling(ANSWER, lookup=False)) for one in requests])
 
     ask(0)
     timed(assistant.model.vision, "forward", "pictures")
@@ -120,7 +122,7 @@ def chats(assistant: Any) -> str:
 
 
 def start(options: argparse.Namespace) -> str:
-    """How long a process takes from its beginning to its first token about a picture, and in what; best of three."""
+    """How long a process takes that gives one token about a picture, from its beginning to its end; best of three."""
     stored = {"precision": options.precision, "beside_8bit": options.beside_8bit}
     command = [sys.executable, "-c", START, json.dumps([options.model, stored])]
     runs = []
@@ -147,6 +149,7 @@ def main() -> None:
     options = parser.parse_args()
     storage = Storage(options.precision, options.beside_8bit)
     assistant = llava.load(options.model, device="cpu", precision=options.precision, beside_8bit=options.beside_8bit)
+    build.wait()
     model, config = assistant.model, assistant.model.config
     beside: llava.config.Precision = "int8" if options.beside_8bit else "float32"
     rate, beside_rate, speed = matrix_rate(storage.precision), matrix_rate(beside), memory_speed()
@@ -184,7 +187,6 @@ def main() -> None:
         cache.length = tokens
         model.llm.logits(model(ids[:, :1], none, CacheBatch([cache], [1]))[0]).argmax(-1).tolist()
 
-    build.wait()
     function = build.step() if covers(model) else None
     compiled = Step(model, function) if function else None
 
@@ -201,7 +203,7 @@ def main() -> None:
     stored = 2 * 4 * config.llm.num_layers * config.llm.num_kv_heads * config.llm.head_dim * tokens
     limit = (weights + stored) / speed
     taken = f"{seconds * MILLI:.1f} ms compiled, " if compiled else ""
-    print(f"a token after it: {taken}{others * MILLI:.1f} ms by PyTorch, limit {limit * MILLI:.1f} ms", end=" ")
+    print(f"a token after it: {taken}{others * MILLI:.1f} ms layer by layer, limit {limit * MILLI:.1f} ms", end=" ")
     print(f"({weights / 1e6:.0f} MB of weights, {stored / 1e6:.0f} MB of keys and values)")
     limit = CHATS * (picture_limit + prompt_limit) + ANSWER * (weights + CHATS * stored) / speed
     print(f"{CHATS} chats at once: {chats(assistant)}, limit {limit:.1f} s")

@@ -1,8 +1,9 @@
 """Attention of many queries, for numba to compile: tile by tile, with a running maximum. Source: FlashAttention (2022).
 
 Keys are looked at in tiles that begin at the first slot, whatever queries there are: what a query gives depends on its
-own position only, and so is the same, bit for bit, whether a prompt is read at once or in parts. Only the building
-process imports this file (`llava.decoding.build`). Oracle: PyTorch's scaled_dot_product_attention (tests/decoding).
+own position only, and so is the same, bit for bit, whether a prompt is read at once or in parts. (What is no number in
+a key or value may reach earlier queries of its own sequence, in its tile.) Only the building process imports this file
+(`llava.decoding.build`). Oracle: PyTorch's scaled_dot_product_attention (tests/decoding).
 """
 
 import math

@@ -38,7 +38,7 @@ Run = Callable[[int, int], None]  # a function, by the address of its table, on 
 
 @functools.cache
 def possible() -> bool:
-    """Whether this machine can have the compiled step: x86-64, Linux, PyTorch on GNU's OpenMP, numba installed."""
+    """Whether this machine can have the compiled functions: x86-64, Linux, PyTorch on GNU's OpenMP, numba installed."""
     if sys.platform != "linux" or platform.machine() != "x86_64" or importlib.util.find_spec("numba") is None:
         return False
     library = _torch_library()
@@ -93,13 +93,13 @@ def _function(name: str) -> Run | None:
         return _load(path)[name]
     except ValueError:  # damaged, or nothing that we can read: it is built anew, once in a process
         path.unlink(missing_ok=True)
-    except OSError:  # it cannot be read, or memory not be made executable: PyTorch decodes
+    except OSError:  # it cannot be read, or memory not be made executable: PyTorch runs
         _REFUSED.add(path)
     return None
 
 
 def wait() -> None:
-    """Return when the function is there, or cannot be."""
+    """Return when the functions are there, or cannot be."""
     if possible() and step() is None:
         _building(_path()).wait()
 
@@ -174,9 +174,14 @@ def _address(library: ctypes.CDLL, name: str) -> int:
     return address
 
 
+def version() -> str:
+    """What differs where the functions do: sources, processor, compiler."""
+    return _path().stem
+
+
 @functools.cache
 def _path() -> Path:
-    """The file that has the function for this processor and these sources."""
+    """The file that has the functions for this processor and these sources."""
     key = hashlib.sha256()
     for name in _SOURCES:
         key.update(Path(__file__).with_name(name).read_bytes())

@@ -62,7 +62,7 @@ def _attention_is_faster(run: build.Run) -> bool:
         ),
         "compiled": lambda: least(lambda: attended(run, q, keys, keys, 0), 5),
     }
-    return fastest("attention", ways) == "compiled"
+    return fastest(f"attention, {build.version()}", ways) == "compiled"
 
 
 def attended(run: build.Run, q: Tensor, keys: Tensor, values: Tensor, start: int, window: int | None = None) -> Tensor:

@@ -38,9 +38,9 @@ MODEL, ROWS, FIRST_ROW, LOGITS, SHARED, PRIVATE, PRIVATE_BYTES = range(7)
 # their scales are, and the scratch memory of each thread.
 ALONE, ALONE_ROWS, INPUT, OUTPUT, READY, READY_SCALES, SCRATCH, SCRATCH_BYTES = range(8)
 
-# Attention: sequences, heads, those that share keys, their size, queries and slots of a sequence, the position of the
-# first query, how many slots back it sees (0: all); then where queries, keys and values are
-# and how many bytes lie between their sequences, heads and positions; the outputs, and the memory of each thread.
+# Attention: sequences, heads, those that share keys, their size, queries and slots of a sequence, the slot of the first
+# query, how many slots back it sees (0: all); then where queries, keys and values are and how many bytes lie between
+# their sequences, heads and positions; the outputs, and the memory of each thread.
 SEQUENCES, QUERY_HEADS, KEY_HEADS, SIZE, QUERIES, KEYS, START, WINDOW = range(8)
 Q, K, V = 8, 12, 16
 OF_SEQUENCE, OF_HEAD, OF_POSITION = 1, 2, 3  # after the address

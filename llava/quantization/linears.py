@@ -3,8 +3,8 @@
 float32  oneDNN's blocked layout, or the plain one; exact
 float16  stored in half precision, computed in float32 (FBGEMM); exact for weights published in half precision
 int8     a scale for each output; inputs are rounded to 8 bits, each row by its own largest value. On CPUs without
-         AVX-512 VNNI, where FBGEMM would cut sums of two products at 16 bits, weights have 7 bits. Without FBGEMM,
-         inputs are in bfloat16
+         AVX-512 VNNI, where FBGEMM would cut sums of two products at 16 bits, its weights have 7 bits. Without
+         FBGEMM, inputs are in bfloat16
 int4     a scale and a middle for each group of inputs of an output; inputs in bfloat16
 
 Every row of an input is computed on its own terms: what else is in the batch does not change it (in float32 and float16
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from llava.config import Precision
-from llava.decoding.build import Run, linear
+from llava.decoding.build import Run, linear, version
 from llava.decoding.calls import multiplied, reads
 from llava.measure import fastest, least
 
@@ -231,7 +231,7 @@ def _compiled_is_faster(run: Run) -> bool:
         "pytorch": lambda: least(lambda: _rounded_product(x, levels, scales, None), 5),
         "compiled": lambda: least(lambda: multiplied(run, x, levels, scales, None), 5),
     }
-    return fastest("product of 8 bits", ways) == "compiled"
+    return fastest(f"product of 8 bits, {version()}", ways) == "compiled"
 
 
 class WeightOnly8Linear(nn.Module):
