@@ -25,9 +25,12 @@ QUESTION = "What is shown in this image?"
 def measure(model: str, precision: str, tokens: int) -> list[str]:
     """Load, and answer one question about a picture."""
     import llava
+    from llava.checkpoints.adapters import adapter_parameters
+    from llava.checkpoints.native import ADAPTER
     from llava.config import Storage
     from llava.engine.sampling import Sampling
     from llava.quantization.footprint import peak_bytes
+    from llava.registry import model_folder
 
     start = time.perf_counter()
     assistant = llava.load(model, device="cpu", precision=precision)  # type: ignore[arg-type]
@@ -36,7 +39,9 @@ def measure(model: str, precision: str, tokens: int) -> list[str]:
     request = replace(assistant.request([llava.Message.user(picture, QUESTION)]), stop_ids=frozenset())
     start = time.perf_counter()
     times = [time.perf_counter() - start for _ in assistant._engine.stream(request, Sampling(tokens))]
-    predicted = peak_bytes(assistant.model.config, Storage(precision))  # type: ignore[arg-type]
+    adapter = model_folder(model) / ADAPTER
+    lora = adapter_parameters(adapter) if adapter.exists() else 0
+    predicted = peak_bytes(assistant.model.config, Storage(precision), lora)  # type: ignore[arg-type]
     figures = [predicted / MEGABYTE, loaded, peak(), loading, times[0], (tokens - 1) / (times[-1] - times[0])]
     return [precision, *(f"{figure:.0f}" for figure in figures[:3]), *(f"{figure:.1f}" for figure in figures[3:])]
 

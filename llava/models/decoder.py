@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from llava.config import DecoderConfig
+from llava.decoding.calls import attended, attention
 from llava.models.cache import CacheBatch
 from llava.models.rope import rope_tables, rotate
 
@@ -47,6 +48,8 @@ class Attention(nn.Module):
         q, k = qk[:, : self.num_heads], qk[:, self.num_heads :]
         if batch is not None:
             y = batch.attend(layer, q, k, v)
+        elif run := attention(q, k, v):
+            y = attended(run, q, k, v, 0, self.sliding_window)
         else:
             mask = None
             if self.sliding_window is not None and self.sliding_window < T:

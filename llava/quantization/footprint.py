@@ -40,7 +40,7 @@ def footprint(config: LlavaConfig, storage: Storage, adapter: int = 0) -> dict[s
     }
     if storage.precision == "int4" and adapter:
         llm = parts["LLM"]
-        parts["LLM"] = Part(llm.parameters + adapter, llm.bytes + 2 * adapter)
+        parts["LLM"] = Part(llm.parameters + adapter, llm.bytes + 4 * adapter)
     return parts
 
 

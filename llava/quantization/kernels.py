@@ -10,6 +10,7 @@ from llava.config import Precision
 from llava.decoding.calls import reads
 from llava.measure import fastest, least
 from llava.quantization.linears import (
+    INT4_BLOCK,
     Float16Linear,
     Float32Linear,
     HalfLinear,
@@ -32,7 +33,6 @@ _DECODED, _READ = (
 _WORTH = (
     3.0  # times longer that prompts may take in the layout from which the compiled step decodes three times as fast
 )
-_BLOCK = 64  # the kernel of int4 takes a multiple of so many outputs
 
 WholeKernel = Callable[[Tensor, Tensor | None], nn.Module]  # of weight (out, in) and bias
 LevelKernel = Callable[[Levels], nn.Module]
@@ -45,7 +45,7 @@ def pack_levels(stored: Levels, plain: bool = False) -> nn.Module:
     where the compiled function for many rows reads them, elsewhere where PyTorch reads prompts nearly as fast so.
     """
     if stored.middles is not None:
-        fits = stored.shape[0] % _BLOCK == 0
+        fits = stored.shape[0] % INT4_BLOCK == 0
         return Int4Linear(stored) if fits else pack_linear(dequantized(stored), stored.bias, "int8")
     if reads(stored.levels):
         return Plain8Linear(stored)

@@ -26,6 +26,7 @@ from llava.decoding.build import Run, linear, version
 from llava.decoding.calls import multiplied, reads
 from llava.measure import fastest, least
 
+INT4_BLOCK = 64  # outputs that the kernel of int4 lays out together
 _LEVELS = 127  # of int8, to each side
 _SMALLEST = 1e-12  # a scale; for rows of zeros
 Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # of x (..., in), weight (out, in) and bias
@@ -256,7 +257,9 @@ class Int4Linear(nn.Module):
         assert stored.middles is not None
         self.out_features, inputs = stored.shape
         self.group = inputs // stored.scales.shape[1]
-        self.packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(_unpaired(stored.levels), 1)
+        convert, step = torch.ops.aten._convert_weight_to_int4pack_for_cpu, _rows_at_once(inputs, INT4_BLOCK)
+        parts = [stored.levels[row : row + step] for row in range(0, self.out_features, step)]
+        self.packed = torch.cat([convert(_unpaired(part), 1) for part in parts])  # as int32 all would take much memory
         self.scales = torch.stack((stored.scales, stored.middles), dim=-1).transpose(0, 1).contiguous()
         self.bias = None if stored.bias is None else stored.bias.float()
 
@@ -338,5 +341,10 @@ def joined(parts: Sequence[Levels]) -> Levels:
 
 def _slices(weight: Tensor) -> Iterator[slice]:
     """Rows that make up some 16 MB in float32: work on them takes little memory beside the weight."""
-    step = max(1, 2**22 // weight.shape[1])
+    step = _rows_at_once(weight.shape[1])
     return (slice(start, start + step) for start in range(0, len(weight), step))
+
+
+def _rows_at_once(inputs: int, unit: int = 1) -> int:
+    """So many rows, a multiple of `unit`."""
+    return max(1, 2**22 // inputs // unit) * unit

@@ -79,15 +79,26 @@ class PackedVitAttention(nn.Module):
 
 
 class AdaptedLinear(nn.Module):
-    """A packed layer with a LoRA beside it: its 4 bits would round away most of what an adapter learned."""
+    """A packed layer with LoRAs beside it: its 4 bits would round away most of what an adapter learned.
 
-    def __init__(self, layer: nn.Module, down: Tensor, up: Tensor) -> None:
+    Each pair gives some of the layer's outputs, one pair after the other. In float32: FBGEMM's layout of 16 bits would
+    pad the few inputs of B to 512.
+    """
+
+    def __init__(self, layer: nn.Module, pairs: Sequence[Factors]) -> None:
         super().__init__()
         self.layer = layer
-        self.down, self.up = pack_linear(down, None, "float16"), pack_linear(up, None, "float16")
+        self.down = torch.cat([down for down, _ in pairs]).float()
+        self.ups = [up.float() for _, up in pairs]
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.layer(x).add_(self.up(self.down(x)))
+        out: Tensor = self.layer(x)
+        inner, rank, output = F.linear(x, self.down), 0, 0
+        for up in self.ups:
+            outputs, inputs = up.shape
+            if inputs:
+                out[..., output : output + outputs] += F.linear(inner[..., rank : rank + inputs], up)
+            rank, output = rank + inputs, output + outputs
         return out
 
 
@@ -127,11 +138,11 @@ def _joined(
         packed = pack_linear(weight, torch.cat(biases) if biases else None, precision, plain)
     if not any(layer in adapters for layer in layers):
         return packed
-    pairs = [
-        adapters.get(layer, (torch.empty(0), torch.empty(size, 0))) for layer, size in zip(layers, sizes, strict=True)
-    ]
-    downs, ups = [down for down, _ in pairs if len(down)], [up for _, up in pairs]
-    return AdaptedLinear(packed, torch.cat(downs), torch.block_diag(*ups))  # type: ignore[no-untyped-call]
+    pairs = zip(layers, sizes, strict=True)
+    inputs = _shape(layers[0])[1]
+    return AdaptedLinear(
+        packed, [adapters.get(layer, (torch.empty(0, inputs), torch.empty(size, 0))) for layer, size in pairs]
+    )
 
 
 def _shape(layer: nn.Linear | Levels) -> tuple[int, int]:
