@@ -16,6 +16,7 @@ from llava.quantization.linears import HalfLinear, Plain8Linear, PlainLinear
 from llava.quantization.pack import PackedAttention, PackedMLP
 
 MOST_ROWS = 160  # of a step: the answers and parts of prompts that the scheduler lets run together
+_MOST_INT8 = 64  # more are read by PyTorch, layer by layer: as a whole prompt is, so that rounding falls alike
 _TILED = 16  # rows of a sequence from which attention looks at them together; an answer's guesses are fewer
 _LINE = 16  # numbers in a line of the cache, where buffers begin
 _KINDS: dict[type[nn.Module], int] = {PlainLinear: FLOAT32, HalfLinear: FLOAT16, Plain8Linear: INT8}
@@ -38,6 +39,7 @@ def covers(model: LlavaModel) -> bool:
 class Step:
     """A model's decoding steps. It holds buffers, so it serves one thread at a time.
 
+    most_rows: so many it runs; more are left to PyTorch.
     eight: whether weights have 8 bits, and inputs are rounded to as many.
     """
 
@@ -46,6 +48,7 @@ class Step:
         config, llm = model.config.llm, model.llm
         self._config, self._run = config, run
         self.eight = any(isinstance(module, Plain8Linear) for module in llm.modules())
+        self.most_rows = _MOST_INT8 if self.eight else MOST_ROWS
         self._kept: list[Tensor] = []  # what tables have the addresses of
         words: list[int] = []
         for block in llm.layers:

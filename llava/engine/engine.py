@@ -149,11 +149,11 @@ class Engine:
         what they say does not depend on what is read beside them.
         """
         step = self._step()
-        if step is None or not step.eight or sum(tokens for _, tokens in plan) <= MOST_ROWS:
+        if step is None or not step.eight or sum(tokens for _, tokens in plan) <= step.most_rows:
             return [plan]
         answers = [pair for pair in plan if pair[0].length - pair[0].filled == 1]
         prompts = [pair for pair in plan if pair[0].length - pair[0].filled > 1]
-        parts = [answers[start : start + MOST_ROWS] for start in range(0, len(answers), MOST_ROWS)]
+        parts = [answers[start : start + step.most_rows] for start in range(0, len(answers), step.most_rows)]
         return [*parts, prompts] if prompts else parts
 
     def _run_apart(self, plan: Plan) -> list[tuple[Plan, Tensor]]:
@@ -208,7 +208,7 @@ class Engine:
                 last += range(len(ids) - 1 - len(one.guess), len(ids))
         counts, step = [tokens for _, tokens in plan], self._step()
         flat = torch.cat(images) if images else torch.empty(0, model.config.llm.hidden_size, device=device)
-        if step and len(ids) <= MOST_ROWS:
+        if step and len(ids) <= step.most_rows:
             return step.run(ids, flat, caches, counts, last)
         if self._variants is not None:
             self._variants.run(spans)

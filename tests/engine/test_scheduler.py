@@ -16,7 +16,7 @@ from llava.checkpoints.gguf import GgufLlm
 from llava.checkpoints.native import Loaded
 from llava.config import Precision, Storage
 from llava.decoding import build
-from llava.decoding.step import MOST_ROWS, covers
+from llava.decoding.step import covers
 from llava.engine.engine import Engine
 from llava.engine.pictures import Plan
 from llava.engine.prefixes import Prefixes, common_length
@@ -126,7 +126,7 @@ def test_any_mixture_answers_as_each_request_alone(reference: Reference, mixture
     assert prefixes.take(limits.blocks) and len(prefixes) == 0
 
 
-@pytest.mark.parametrize("shared", [128, 400])  # read with the answer in one compiled step, or apart, by PyTorch
+@pytest.mark.parametrize("shared", [40, 128])  # read with the answer in one compiled step, or apart, by PyTorch
 def test_in_8_bits_an_answer_has_the_same_scores_beside_a_long_prompt(smollm2: GgufLlm, shared: int) -> None:
     loaded = tiny_model(smollm2, width=64)
     pack_model(loaded.model, Storage("int8"))
@@ -137,7 +137,7 @@ def test_in_8_bits_an_answer_has_the_same_scores_beside_a_long_prompt(smollm2: G
     answer, long = (
         replace(assistant.request([Message.user(text)]), stop_ids=frozenset()) for text in ("Hi", "a b " * 200)
     )
-    assert len(long.ids) > 400 > MOST_ROWS > 128
+    assert len(long.ids) > 3 * 128
     (alone,) = assistant._engine.generate([(answer, sampling)])
     engine = Engine(loaded.model, loaded.processor.tokenizer, limits=Limits(64, shared_tokens=shared))
     first = engine.submit(answer, sampling)
