@@ -30,6 +30,7 @@ _RUNTIME = ("GOMP_barrier", "omp_get_thread_num", "omp_get_num_threads")  # all 
 VNNI = "avx512_vnni"
 _NEEDED = ("avx2", "fma", "f16c")  # of the processor: the code is in its vectors
 _UNIT = 16  # inputs that are read together
+_LOADED: set[Path] = set()
 _REFUSED: set[Path] = set()  # files that this process found it may not run
 _SOURCES = ("kernels.py", "products.py", "attention.py", "rows.py", "vectors.py", "layout.py", "build.py")
 
@@ -86,11 +87,13 @@ def _function(name: str) -> Run | None:
     path = _path()
     if path in _REFUSED:
         return None
-    if not path.exists():
+    if path not in _LOADED and not path.exists():  # asked for in every layer: no look at the disk once it is there
         _building(path).poll()
         return None
     try:
-        return _load(path)[name]
+        found = _load(path)[name]
+        _LOADED.add(path)
+        return found
     except ValueError:  # damaged, or nothing that we can read: it is built anew, once in a process
         path.unlink(missing_ok=True)
     except OSError:  # it cannot be read, or memory not be made executable: PyTorch runs

@@ -26,10 +26,8 @@ from llava.quantization.linears import (
 
 # The shape of the matrix that kernels are measured with: one that the compiled function does not read (`reads`).
 _OUTPUTS, _INPUTS = 1024, 1008
-_DECODED, _READ = (
-    64,
-    577,
-)  # tokens of an answer, one by one, and of what is read before: as many as CLIP has of a picture
+_DECODED = 64  # tokens of an answer, one by one, that are measured
+_READ = 577  # and of what is read before it: as many as CLIP has of a picture
 _WORTH = (
     3.0  # times longer that prompts may take in the layout from which the compiled step decodes three times as fast
 )
