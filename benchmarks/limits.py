@@ -187,7 +187,7 @@ def main() -> None:
         cache.length = tokens
         model.llm.logits(model(ids[:, :1], none, CacheBatch([cache], [1]))[0]).argmax(-1).tolist()
 
-    function = build.step() if covers(model) else None
+    function = build.function("step") if covers(model) else None
     compiled = Step(model, function) if function else None
 
     def step() -> None:

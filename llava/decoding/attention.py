@@ -1,9 +1,14 @@
-"""Attention of many queries, for numba to compile: tile by tile, with a running maximum. Source: FlashAttention (2022).
+"""Attention, for numba to compile: tile by tile, each with its own maximum. Source: FlashAttention (Dao et al. 2022).
 
-Keys are looked at in tiles that begin at the first slot, whatever queries there are: what a query gives depends on its
-own position only, and so is the same, bit for bit, whether a prompt is read at once or in parts. (What is no number in
-a key or value may reach earlier queries of its own sequence, in its tile.) Only the building process imports this file
+Keys are looked at in tiles that begin at the first slot, whatever queries there are; a tile's part of an answer is its
+own, and parts are put together in the order of tiles. Sums have an order of their own too (`llava.decoding.vectors`).
+So what a query gives depends on its position only, and is the same, bit for bit, whether a prompt is read at once or in
+parts, by this function alone or inside a step, by one thread or by several. (What is no number in a key or value may
+reach earlier queries of its own sequence, in its tile.) Only the building process imports this file
 (`llava.decoding.build`). Oracle: PyTorch's scaled_dot_product_attention (tests/decoding).
+
+A part, for one query: its weighed mean, `size` numbers; then its largest score, and the sum of its weights, by which
+the mean is not divided yet (`layout.part_bytes`).
 """
 
 import math
@@ -15,35 +20,52 @@ from numba import types
 
 from llava.decoding import layout
 from llava.decoding.layout import BYTES, OF_HEAD, OF_POSITION, OF_SEQUENCE, TILE_KEYS, TILE_QUERIES
-from llava.decoding.rows import exact, exp, fast, thread_count, thread_number
-from llava.decoding.vectors import WIDE, array, maximum, sums, transposed
+from llava.decoding.rows import exact, exp, thread_count, thread_number
+from llava.decoding.vectors import WIDE, array, maximum, sums, total, transposed
 
 _HIDDEN = np.float32(-3e38)  # a score that stands for none
-_largest = maximum(TILE_KEYS)
+_largest, _sum = maximum(TILE_KEYS), total(TILE_KEYS)
+part_bytes, tile_bytes = exact(layout.part_bytes), exact(layout.tile_bytes)
 _ROWS = 4  # computed together
 _NARROW = 16
 _wide4, _wide1, _narrow4, _narrow1 = (sums(lanes, rows) for lanes in (WIDE, _NARROW) for rows in (_ROWS, 1))
+_fetching = sums(WIDE, _ROWS, True)
 
 
 @exact
 def _products(
-    matrix: Any, stride: Any, columns: Any, x: Any, apart: Any, rows: Any, count: Any, found: Any, between: Any
+    matrix: Any,
+    stride: Any,
+    columns: Any,
+    x: Any,
+    apart: Any,
+    rows: Any,
+    count: Any,
+    found: Any,
+    between: Any,
+    ahead: Any,
 ) -> None:
-    """found[r, c] += sum of x[r, i] * matrix[i, c], i from 0 to count. columns: a multiple of 16."""
+    """found[r, c] += sum of x[r, i] * matrix[i, c], i from 0 to count. columns: a multiple of 16.
+
+    ahead: where what is needed next lies, as much as the matrix has, for few rows; else 0.
+    """
     column = 0
     while column < columns:
         wide = column + WIDE <= columns
         source, target, row = matrix + column * 4, found + column * 4, 0
         while row < rows:
             many = row + _ROWS <= rows
-            if wide and many:
-                _wide4(source, stride, x + row * apart, apart, count, target + row * between, between)
+            if wide and many and ahead != 0:
+                at = ahead + column * count * 4
+                _fetching(source, stride, x + row * apart, apart, count, target + row * between, between, at)
+            elif wide and many:
+                _wide4(source, stride, x + row * apart, apart, count, target + row * between, between, 0)
             elif wide:
-                _wide1(source, stride, x + row * apart, apart, count, target + row * between, between)
+                _wide1(source, stride, x + row * apart, apart, count, target + row * between, between, 0)
             elif many:
-                _narrow4(source, stride, x + row * apart, apart, count, target + row * between, between)
+                _narrow4(source, stride, x + row * apart, apart, count, target + row * between, between, 0)
             else:
-                _narrow1(source, stride, x + row * apart, apart, count, target + row * between, between)
+                _narrow1(source, stride, x + row * apart, apart, count, target + row * between, between, 0)
             row += _ROWS if many else 1
         column += WIDE if wide else _NARROW
 
@@ -63,45 +85,126 @@ def _keys_turned(keys: Any, stride: Any, count: Any, size: Any, place: Any) -> N
 
 
 @exact
-def _scores_begun(scores: Any, rows: Any, first: Any, count: Any, position: Any, window: Any) -> None:
+def _scores_begun(scores: Any, queries: Any, heads: Any, first: Any, count: Any, position: Any, window: Any) -> None:
     """Scores of a tile before products are added: zero for slots that a query sees, else next to nothing.
 
     first: the tile's first slot. position: of the first query, which sees its own slot and those before it.
     """
-    for row in range(rows):
-        end, at = min(count, position + row + 1 - first), row * TILE_KEYS
-        begin = min(max(0, position + row + 1 - window - first), TILE_KEYS) if window > 0 else 0
+    for row in range(queries * heads):
+        end, at = min(count, position + row // heads + 1 - first), row * TILE_KEYS
+        begin = min(max(0, position + row // heads + 1 - window - first), TILE_KEYS) if window > 0 else 0
         for slot in range(at, at + TILE_KEYS):
             scores[slot] = _HIDDEN
         for slot in range(at + begin, at + end):
             scores[slot] = np.float32(0)
 
 
-@fast
-def _weighed(place: Any, row: Any, largest: Any, totals: Any, mean: Any, size: Any) -> None:
-    """A query's scores of a tile to weights, and what it had before to the new maximum. place: the scores' address."""
-    scores = array(place, types.float32)
-    most = max(largest[row], _largest(place))
-    total = np.float32(0)
+@exact
+def _weighed(place: Any, part: Any, size: Any) -> None:
+    """A query's scores of a tile to weights, whose largest and sum go into its part. place: the scores' address."""
+    scores, most = array(place, types.float32), _largest(place)
     for slot in range(TILE_KEYS):
         score = scores[slot]
         weight = exp(score - most) if score > np.float32(-1e38) else np.float32(0)
-        scores[slot] = weight
-        total += weight + score * np.float32(0)  # not a number where the score is none
-    if most > largest[row]:
-        factor = exp(largest[row] - most)
-        for i in range(size):
-            mean[row * size + i] *= factor
-        totals[row] *= factor
-        largest[row] = most
-    totals[row] += total
+        scores[slot] = weight + score * np.float32(0)  # not a number where the score is none
+    array(part, types.float32)[size] = most
+    array(part, types.float32)[size + 1] = _sum(place)
 
 
 @exact
-def looked_tile(
+def looked(
+    keys: Any,
+    key_stride: Any,
+    values: Any,
+    value_stride: Any,
+    slots: Any,
+    size: Any,
+    first: Any,
+    position: Any,
+    count: Any,
+    heads: Any,
+    window: Any,
+    memory: Any,
+    parts: Any,
+    ahead: Any,
+) -> None:
+    """The parts (count * heads) of one tile of keys, from the slot `first` on, for queries in memory (by `asked`).
+
+    position: of the first of `count` queries. slots: that there are. parts: an address of TILE_QUERIES parts.
+    ahead: where the keys are that few queries look at next; 0 for many.
+    """
+    rows, key_at, score_at = (
+        count * heads,
+        memory + TILE_QUERIES * size * 4,
+        memory + (TILE_QUERIES + TILE_KEYS) * size * 4,
+    )
+    scores, each = array(score_at, types.float32), part_bytes(size)
+    padded = (rows + _ROWS - 1) // _ROWS * _ROWS
+    seen = min(TILE_KEYS, min(slots, position + count) - first)
+    _keys_turned(keys + first * key_stride, key_stride, seen, size, key_at)
+    _scores_begun(scores, count, heads, first, seen, position, window)
+    for place in range(rows * TILE_KEYS, padded * TILE_KEYS):
+        scores[place] = np.float32(0)
+    columns = (seen + 15) // 16 * 16
+    place = values + first * value_stride if ahead != 0 else 0
+    _products(key_at, TILE_KEYS * 4, columns, memory, size * 4, padded, size, score_at, TILE_KEYS * 4, place)
+    for row in range(padded):
+        mean = array(parts + row * each, types.float32)
+        for i in range(size):
+            mean[i] = np.float32(0)
+    for row in range(rows):
+        _weighed(score_at + row * TILE_KEYS * 4, parts + row * each, size)
+    place = values + first * value_stride
+    _products(place, value_stride, size, score_at, TILE_KEYS * 4, padded, seen, parts, each, ahead)
+
+
+@exact
+def asked(
+    queries: Any, query_stride: Any, count: Any, head_stride: Any, heads: Any, size: Any, factor: Any, memory: Any
+) -> None:
+    """Put queries, of heads that share keys, where `looked` finds them, times a factor; count * heads: TILE_QUERIES."""
+    query, rows = array(memory, types.float32), count * heads
+    for row in range(rows):
+        source = array(queries + row // heads * query_stride + row % heads * head_stride, types.float32)
+        for i in range(size):
+            query[row * size + i] = source[i] * factor
+    for place in range(rows * size, (rows + _ROWS - 1) // _ROWS * _ROWS * size):
+        query[place] = np.float32(0)
+
+
+@exact
+def together(whole: Any, more: Any, size: Any) -> None:
+    """Add a later tile's part to what was seen before it."""
+    one, other = array(whole, types.float32), array(more, types.float32)
+    most = max(one[size], other[size])
+    old, new = exp(one[size] - most), exp(other[size] - most)
+    for i in range(size):
+        one[i] = one[i] * old + other[i] * new
+    one[size + 1] = one[size + 1] * old + other[size + 1] * new
+    one[size] = most
+
+
+@exact
+def answered(part: Any, size: Any, out: Any) -> None:
+    """The mean of a part that has all tiles, divided by its weights."""
+    mean, y = array(part, types.float32), array(out, types.float32)
+    for i in range(size):
+        y[i] = mean[i] / mean[size + 1]
+
+
+@exact
+def first_tile(position: Any, window: Any) -> Any:
+    """The first slot of the first tile that a query sees. window: how many slots back it does (0: all)."""
+    return max(0, position + 1 - window) // TILE_KEYS * TILE_KEYS if window > 0 else 0
+
+
+@exact
+def looked_through(
     queries: Any,
     query_stride: Any,
-    rows: Any,
+    count: Any,
+    head_stride: Any,
+    heads: Any,
     keys: Any,
     key_stride: Any,
     values: Any,
@@ -115,45 +218,32 @@ def looked_tile(
     out_stride: Any,
     memory: Any,
 ) -> None:
-    """One head's outputs for `rows` queries, TILE_QUERIES at most, from `position` on; out may be where they are."""
-    query_at = (memory + BYTES - 1) // BYTES * BYTES
-    key_at = query_at + TILE_QUERIES * size * 4
-    mean_at = key_at + TILE_KEYS * size * 4
-    score_at = mean_at + TILE_QUERIES * size * 4
-    query, mean = array(query_at, types.float32), array(mean_at, types.float32)
-    scores = array(score_at, types.float32)
-    largest = array(score_at + TILE_QUERIES * TILE_KEYS * 4, types.float32)
-    totals = array(score_at + TILE_QUERIES * (TILE_KEYS + 1) * 4, types.float32)
-    for row in range(rows):
-        source = array(queries + row * query_stride, types.float32)
-        for i in range(size):
-            query[row * size + i] = source[i] * factor
-            mean[row * size + i] = np.float32(0)
-        largest[row], totals[row] = _HIDDEN, np.float32(0)
-    end = min(slots, position + rows)
-    first = max(0, position + 1 - window) // TILE_KEYS * TILE_KEYS if window > 0 else 0
-    while first < end:
-        count = min(TILE_KEYS, end - first)
-        _keys_turned(keys + first * key_stride, key_stride, count, size, key_at)
-        _scores_begun(scores, rows, first, count, position, window)
-        columns = (count + 15) // 16 * 16
-        _products(key_at, TILE_KEYS * 4, columns, query_at, size * 4, rows, size, score_at, TILE_KEYS * 4)
-        for row in range(rows):
-            _weighed(score_at + row * TILE_KEYS * 4, row, largest, totals, mean, size)
-        place = values + first * value_stride
-        _products(place, value_stride, size, score_at, TILE_KEYS * 4, rows, count, mean_at, size * 4)
-        first += TILE_KEYS
-    for row in range(rows):
-        y = array(out + row * out_stride, types.float32)
-        for i in range(size):
-            y[i] = mean[row * size + i] / totals[row]
+    """Outputs for `count` queries from `position` on, of `heads` heads that share keys.
+
+    count * heads: TILE_QUERIES at most. The outputs of a query's heads lie side by side.
+    """
+    each = part_bytes(size)
+    parts = memory + tile_bytes(size) - 2 * TILE_QUERIES * each
+    more = parts + TILE_QUERIES * each
+    asked(queries, query_stride, count, head_stride, heads, size, factor, memory)
+    begin = first_tile(position, window)
+    for first in range(begin, min(slots, position + count), TILE_KEYS):
+        place = parts if first == begin else more
+        looked(
+            keys, key_stride, values, value_stride, slots, size, first, position, count, heads, window, memory, place, 0
+        )
+        if first > begin:
+            for row in range(count * heads):
+                together(parts + row * each, more + row * each, size)
+    for row in range(count * heads):
+        answered(parts + row * each, size, out + row // heads * out_stride + row % heads * size * 4)
 
 
 @numba.cfunc(types.void(types.CPointer(types.int64)), error_model="numpy")
 def attention(call: Any) -> None:
     """One thread's part of attention; all threads of the team call it with the same table (`layout`)."""
     thread, threads = np.int64(thread_number()), np.int64(thread_count())
-    memory = call[layout.MEMORY] + thread * call[layout.MEMORY_BYTES]
+    memory = (call[layout.MEMORY] + BYTES - 1) // BYTES * BYTES + thread * call[layout.MEMORY_BYTES]
     heads, size, start, queries = call[layout.QUERY_HEADS], call[layout.SIZE], call[layout.START], call[layout.QUERIES]
     all_heads = call[layout.SEQUENCES] * heads
     tiles = (queries + TILE_QUERIES - 1) // TILE_QUERIES
@@ -163,10 +253,12 @@ def attention(call: Any) -> None:
         first, sequence, head = unit // all_heads * TILE_QUERIES, unit % all_heads // heads, unit % heads
         shared = head * call[layout.KEY_HEADS] // heads
         place = call[layout.Q] + sequence * call[layout.Q + OF_SEQUENCE] + head * call[layout.Q + OF_HEAD]
-        looked_tile(
+        looked_through(
             place + first * query_stride,
             query_stride,
             min(TILE_QUERIES, queries - first),
+            0,
+            1,
             call[layout.K] + sequence * call[layout.K + OF_SEQUENCE] + shared * call[layout.K + OF_HEAD],
             call[layout.K + OF_POSITION],
             call[layout.V] + sequence * call[layout.V + OF_SEQUENCE] + shared * call[layout.V + OF_HEAD],

@@ -1,8 +1,8 @@
 """The compiled functions: built once for a kind of processor, kept as machine code in the cache folder, then loaded.
 
-numba compiles `llava.decoding.kernels`, `products` and `attention` in a process of its own, beside the one that answers
-meanwhile without them. What it gives is loaded in a moment, without numba and LLVM: importing them would take longer,
-and more memory, than a small model.
+numba compiles `llava.decoding.kernels`, `products`, `attention` and `rowwise` in a process of its own, beside the one
+that answers meanwhile without them. What it gives is loaded in a moment, without numba and LLVM: importing them would
+take longer, and more memory, than a small model.
 
     python -m llava.decoding.build FILE
 """
@@ -25,14 +25,23 @@ from llava.decoding.object import Code, load_object
 from llava.errors import LlavaError
 from llava.files import atomic_path, cache_dir
 
-_STEP, _LINEAR, _ATTENTION = NAMES = ("llava_step", "llava_linear", "llava_attention")
+NAMES = ("step", "linear", "attention", "norm", "turn", "gate")
 _RUNTIME = ("GOMP_barrier", "omp_get_thread_num", "omp_get_num_threads")  # all that it calls: PyTorch's threads
 VNNI = "avx512_vnni"
 _NEEDED = ("avx2", "fma", "f16c")  # of the processor: the code is in its vectors
 _UNIT = 16  # inputs that are read together
 _LOADED: set[Path] = set()
 _REFUSED: set[Path] = set()  # files that this process found it may not run
-_SOURCES = ("kernels.py", "products.py", "attention.py", "rows.py", "vectors.py", "layout.py", "build.py")
+_SOURCES = (
+    "kernels.py",
+    "products.py",
+    "attention.py",
+    "rowwise.py",
+    "rows.py",
+    "vectors.py",
+    "layout.py",
+    "build.py",
+)
 
 Run = Callable[[int, int], None]  # a function, by the address of its table, on so many threads at most
 
@@ -68,22 +77,12 @@ def readable(config: DecoderConfig) -> bool:
     return possible() and not by_length and all(size % _UNIT == 0 for size in sizes)
 
 
-def step() -> Run | None:
-    """A decoding step, or None while it is being built; the first call sees to that. Only where it is `possible`."""
-    return _function(_STEP)
+def function(name: str) -> Run | None:
+    """One of NAMES, or None while all are being built; the first call sees to that. Only where it is `possible`.
 
-
-def linear() -> Run | None:
-    """A linear layer of 8 bits, for processors that have VNNI; as `step`."""
-    return _function(_LINEAR)
-
-
-def attention() -> Run | None:
-    """Attention of many queries; as `step`."""
-    return _function(_ATTENTION)
-
-
-def _function(name: str) -> Run | None:
+    step: a decoding step. linear: a linear layer of 8 bits, for processors that have VNNI. attention: of many queries.
+    norm, turn, gate: RMSNorm, rotary positions and SwiGLU of rows.
+    """
     path = _path()
     if path in _REFUSED:
         return None
@@ -103,7 +102,7 @@ def _function(name: str) -> Run | None:
 
 def wait() -> None:
     """Return when the functions are there, or cannot be."""
-    if possible() and step() is None:
+    if possible() and function("step") is None:
         _building(_path()).wait()
 
 
@@ -116,13 +115,14 @@ def build(path: Path) -> None:
 def _object_file() -> bytes:
     import llvmlite.binding as llvm
 
-    from llava.decoding import attention, kernels, products
+    from llava.decoding import attention, kernels, products, rowwise
 
     module = llvm.parse_assembly("")
-    for name, compiled in zip(NAMES, (kernels.step, products.linear, attention.attention), strict=True):
+    functions = (kernels.step, products.linear, attention.attention, rowwise.norm, rowwise.turn, rowwise.gate)
+    for name, compiled in zip(NAMES, functions, strict=True):
         inner = compiled.native_name.removeprefix("cfunc.")
         outer = f"""
-define void @{name}(ptr %table) {{
+define void @llava_{name}(ptr %table) {{
   %result = alloca ptr
   %error = alloca ptr
   %status = call i32 @{inner}(ptr %result, ptr %error, ptr %table)
@@ -130,9 +130,9 @@ define void @{name}(ptr %table) {{
 }}
 """
         module.link_in(llvm.parse_assembly(compiled.inspect_llvm() + outer))
-    for function in module.functions:
-        if not function.is_declaration and function.name not in NAMES:
-            function.linkage = "internal"  # and so goes where it is not used: what numba adds to raise exceptions
+    for one in module.functions:
+        if not one.is_declaration and one.name not in (f"llava_{name}" for name in NAMES):
+            one.linkage = "internal"  # and so goes where it is not used: what numba adds to raise exceptions
     machine = _machine()
     passes = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(speed_level=3))
     passes.getModulePassManager().run(module, passes)
@@ -161,7 +161,7 @@ def _load(path: Path) -> dict[str, Run]:
     parallel.restype = None
 
     def run(name: str, code: Code, table: int, threads: int) -> None:
-        parallel(code.symbols[name], table, threads, 0)
+        parallel(code.symbols[f"llava_{name}"], table, threads, 0)
 
     return {name: functools.partial(run, name, code) for name in NAMES}
 

@@ -1,17 +1,14 @@
-"""The compiled functions called with tensors: a linear layer of 8 bits, and attention of many queries."""
+"""The compiled functions called with tensors: a linear layer of 8 bits, attention, and what rows alone are made to."""
 
 import functools
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from llava.decoding import build, layout
-from llava.measure import fastest, least
 
 _FLOAT = 4  # bytes
 _UNIT = 16  # of a head's size
-_MEASURED = 512  # queries, when it is measured
 
 
 def reads(levels: Tensor) -> bool:
@@ -43,28 +40,67 @@ def multiplied(run: build.Run, x: Tensor, levels: Tensor, scales: Tensor, bias: 
 
 
 def attention(q: Tensor, keys: Tensor, values: Tensor) -> build.Run | None:
-    """The function for `attended` with these, where it is there and the faster: float32 on a CPU, without training.
+    """The function for `attended` with these; None where it is not there for them.
 
-    Few queries take it too, although PyTorch is as fast for them: where inputs of layers are rounded, to 8 bits or to
-    bfloat16, the least difference between two ways can become another token.
+    It is as fast as PyTorch's, or faster, for many queries. Few take it too: where inputs of layers are rounded, to 8
+    bits or to bfloat16, the least difference between two ways can become another token.
     """
-    plain = all(one.dtype == torch.float32 and one.is_cpu and one.stride(-1) == 1 for one in (q, keys, values))
-    if not plain or q.shape[-1] % _UNIT or torch.is_grad_enabled() or not build.possible():
+    return _function("attention", q, keys, values)
+
+
+def _function(name: str, x: Tensor, *others: Tensor) -> build.Run | None:
+    """A function, where it is there and these are what it reads: float32 on a CPU, without training."""
+    if torch.compiler.is_compiling():
         return None
-    run = build.attention()
-    return run if run and _attention_is_faster(run) else None
+    plain = all(one.dtype == torch.float32 and one.is_cpu and one.stride(-1) == 1 for one in (x, *others))
+    if not plain or x.shape[-1] % _UNIT or torch.is_grad_enabled() or not build.possible():
+        return None
+    return build.function(name)
+
+
+def normed(x: Tensor, weight: Tensor, epsilon: float) -> Tensor | None:
+    """RMSNorm of x (..., D), with a weight (D,); None where the function is not there for it."""
+    run = _function("norm", x, weight)
+    if run is None or not x.numel():
+        return None
+    x, y = x.contiguous(), torch.empty(x.shape)
+    width = x.shape[-1]
+    places = (one.data_ptr() for one in (x, weight, _number(epsilon), y))
+    call = torch.tensor([x.numel() // width, width, *places])
+    run(call.data_ptr(), torch.get_num_threads())
+    return y
 
 
 @functools.cache
-def _attention_is_faster(run: build.Run) -> bool:
-    q, keys = torch.ones(1, 8, _MEASURED, 64), torch.ones(1, 2, _MEASURED, 64)
-    ways = {
-        "pytorch": lambda: least(
-            lambda: F.scaled_dot_product_attention(q, keys, keys, is_causal=True, enable_gqa=True), 5
-        ),
-        "compiled": lambda: least(lambda: attended(run, q, keys, keys, 0), 5),
-    }
-    return fastest(f"attention, {build.version()}", ways) == "compiled"
+def _number(value: float) -> Tensor:
+    return torch.tensor([value])
+
+
+def turned(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor | None:
+    """Queries and keys x (B, T, H, Dh) turned by angles (T, 1, Dh); None where the function is not there for them."""
+    run = _function("turn", x, cosines, sines)
+    if run is None or not x.numel():
+        return None
+    sequences, positions, heads, size = x.shape
+    side_by_side = x.stride(2) == size and (sequences == 1 or x.stride(0) == positions * x.stride(1))
+    x = x if side_by_side else x.contiguous()
+    y = torch.empty(x.shape)
+    places = [x.data_ptr(), x.stride(1) * _FLOAT, cosines.data_ptr(), sines.data_ptr(), positions, y.data_ptr()]
+    call = torch.tensor([sequences * positions, heads, size, *places])
+    run(call.data_ptr(), torch.get_num_threads())
+    return y
+
+
+def gated(gate_up: Tensor) -> Tensor | None:
+    """SiLU of the first half of (..., 2 D), times the second: (..., D); None where the function is not there for it."""
+    run = _function("gate", gate_up)
+    if run is None or not gate_up.numel():
+        return None
+    gate_up, width = gate_up.contiguous(), gate_up.shape[-1] // 2
+    y = torch.empty(*gate_up.shape[:-1], width)
+    call = torch.tensor([gate_up.numel() // (2 * width), width, gate_up.data_ptr(), y.data_ptr()])
+    run(call.data_ptr(), torch.get_num_threads())
+    return y
 
 
 def attended(run: build.Run, q: Tensor, keys: Tensor, values: Tensor, start: int, window: int | None = None) -> Tensor:
@@ -75,7 +111,7 @@ def attended(run: build.Run, q: Tensor, keys: Tensor, values: Tensor, start: int
     (sequences, heads, queries, size), threads = q.shape, torch.get_num_threads()
     y = q.new_empty(sequences, queries, heads, size)
     each = layout.tile_bytes(size)
-    memory = torch.empty(threads * each, dtype=torch.uint8, device="cpu")
+    memory = torch.empty(threads * each + layout.BYTES, dtype=torch.uint8, device="cpu")
     words = [sequences, heads, keys.shape[1], size, queries, keys.shape[2], start, window or 0]
     for one in (q, keys, values):
         words += [one.data_ptr(), *(step * _FLOAT for step in one.stride()[:3])]

@@ -2,12 +2,12 @@
 
 Nothing is allocated and no object of Python is touched: all tables and buffers come by address, as
 `llava.decoding.step` lays them out. Every thread of the team runs the whole function. Each computes its share of a
-product's outputs, or of the slots or tiles that attention looks at; what is small (norms, rounding) each computes for
-itself instead of waiting for another. Only the building process imports this file (`llava.decoding.build`).
+product's outputs, or of the tiles that attention looks at; what is small (norms, rounding) each computes for itself
+instead of waiting for another. Only the building process imports this file (`llava.decoding.build`).
 
-Every row is computed on its own terms, in an order that depends on its own length, on the number of threads, and on
-whether so many rows of its sequence run that attention looks at them in tiles (`llava.decoding.attention`).
-Oracle: the decoder in PyTorch (tests/decoding).
+Every row is computed on its own terms, in an order that depends on its position only. What lies between the products
+is computed by the functions that a prompt is read with too (`llava.decoding.rowwise`, `attention`), so that in 8 bits
+the layers of a step give what a prompt's give, bit for bit. Oracle: the decoder in PyTorch (tests/decoding).
 """
 
 import math
@@ -18,110 +18,77 @@ import numpy as np
 from numba import types
 
 from llava.decoding import layout
-from llava.decoding.attention import looked_tile
-from llava.decoding.layout import FLOAT32, LAYER, ROW, TILE_QUERIES
-from llava.decoding.products import multiply, prepare, scratch_bytes
-from llava.decoding.rows import barrier, exact, exp, fast, normed, share, thread_count, thread_number, words
-from llava.decoding.vectors import array, dots, half
+from llava.decoding.attention import (
+    answered,
+    asked,
+    first_tile,
+    looked,
+    looked_through,
+    part_bytes,
+    tile_bytes,
+    together,
+)
+from llava.decoding.layout import APART, BYTES, LAYER, ROW, TILE_KEYS, TILE_QUERIES
+from llava.decoding.products import multiply, prepare
+from llava.decoding.rows import barrier, exact, gated, normed, share, thread_count, thread_number, turned, words
+from llava.decoding.vectors import array, half
 
-tile_bytes = exact(layout.tile_bytes)
-_SLOTS = 4  # that are looked at together
-_scores4, _scores1 = dots(FLOAT32, _SLOTS), dots(FLOAT32, 1)
-
-
-@exact
-def turned(x: Any, out: Any, norm: Any, cosines: Any, sines: Any, count: Any, epsilon: Any, factor: Any) -> None:
-    """A head's query or key: normed, where the family does it, turned to its position, and times a factor."""
-    if norm != 0:
-        normed(x, array(norm, types.float32), out, count, epsilon)
-        x = out
-    middle = count // 2
-    for i in range(middle):
-        low, high = x[i], x[middle + i]
-        out[i] = (low * cosines[i] + high * sines[i]) * factor
-        out[middle + i] = (high * cosines[middle + i] + low * sines[middle + i]) * factor
-
-
-# ---- attention ----
-
-
-@fast
-def looked(keys: Any, values: Any, count: Any, size: Any, queries: Any, heads: Any, parts: Any, scores: Any) -> None:
-    """Some slots, seen by the heads that share them: for each the largest score, the sum of weights, and their mean.
-
-    The mean is not divided by the sum: parts of a sequence are put together later. queries, parts: of all heads.
-    """
-    held, row = array(values, types.float32), array(scores, types.float32)
-    for head in range(heads):
-        part = array(parts + head * (size + 2) * 4, types.float32)
-        mean = array(parts + (head * (size + 2) + 2) * 4, types.float32)
-        for i in range(size):
-            mean[i] = np.float32(0)
-        largest, total = np.float32(-3e38), np.float32(0)
-        query = queries + head * size * 4
-        slot = 0
-        while slot < count:
-            if slot + _SLOTS <= count:
-                _scores4(keys + slot * size * 4, size * 4, query, 0, size, scores + slot * 4)
-                slot += _SLOTS
-            else:
-                _scores1(keys + slot * size * 4, size * 4, query, 0, size, scores + slot * 4)
-                slot += 1
-        for slot in range(count):
-            largest = row[slot] if row[slot] > largest else largest
-        for slot in range(count):
-            weight = exp(row[slot] - largest)
-            total += weight + row[slot] * np.float32(0)  # not a number where the score is none
-            row[slot] = weight
-        whole = count // 4 * 4
-        for slot in range(0, whole, 4):
-            a, b, c, d = row[slot], row[slot + 1], row[slot + 2], row[slot + 3]
-            at = slot * size
-            for i in range(size):
-                mean[i] += (
-                    a * held[at + i]
-                    + b * held[at + size + i]
-                    + c * held[at + 2 * size + i]
-                    + d * held[at + 3 * size + i]
-                )
-        for slot in range(whole, count):
-            for i in range(size):
-                mean[i] += row[slot] * held[slot * size + i]
-        part[0], part[1] = largest, total
-
-
-@fast
-def together(parts: Any, count: Any, apart: Any, size: Any, out: Any) -> None:
-    """What one head gives, from `count` parts that lie `apart` floats from one another."""
-    largest, total = np.float32(-3e38), np.float32(0)
-    for index in range(count):
-        largest = max(largest, parts[index * apart])
-    for i in range(size):
-        out[i] = np.float32(0)
-    for index in range(count):
-        at = index * apart
-        weight = exp(parts[at] - largest)
-        total += weight * parts[at + 1]
-        for i in range(size):
-            out[i] += weight * parts[at + 2 + i]
-    for i in range(size):
-        out[i] /= total
-
-
-# ---- the step ----
+scratch_bytes = exact(layout.scratch)
 
 
 @exact
-def all_normed(x: Any, rows: Any, norm: Any, out: Any, width: Any, epsilon: Any) -> None:
+def all_normed(x: Any, rows: Any, norm: Any, out: Any, width: Any, epsilon: Any, found: Any) -> None:
     """RMSNorm of all rows, from one address to another; a copy where there is no norm."""
     for row in range(rows):
-        source = array(x + row * width * 4, types.float32)
-        place = array(out + row * width * 4, types.float32)
+        source, place = x + row * width * 4, out + row * width * 4
         if norm != 0:
-            normed(source, array(norm, types.float32), place, width, epsilon)
+            normed(source, norm, place, width, epsilon, found)
         else:
             for i in range(width):
-                place[i] = source[i]
+                array(place, types.float32)[i] = array(source, types.float32)[i]
+
+
+@exact
+def put(
+    x: Any, out: Any, norm: Any, cosines: Any, sines: Any, count: Any, epsilon: Any, factor: Any, found: Any
+) -> None:
+    """A head's query or key, normed where the family does it, and turned to its position."""
+    if norm != 0:
+        normed(x, norm, out, count, epsilon, found)
+        x = out
+    source, place = array(x, types.float32), array(out, types.float32)
+    turned(source, place, array(cosines, types.float32), array(sines, types.float32), count, factor)
+
+
+@exact
+def put_together(
+    call: Any,
+    rows: Any,
+    heads: Any,
+    group: Any,
+    size: Any,
+    window: Any,
+    parts: Any,
+    out: Any,
+    thread: Any,
+    threads: Any,
+) -> None:
+    """What few rows have seen, from the parts of their tiles, as they were written one after the other."""
+    row, each = 0, part_bytes(size)
+    while row < rows:
+        entry = array(call[layout.FIRST_ROW] + row * ROW * 8, words)
+        slot, count = entry[layout.SLOT], entry[layout.TOGETHER]
+        sharing = group if count * group <= TILE_QUERIES else 1
+        tiles = (slot + count - first_tile(slot, window) + TILE_KEYS - 1) // TILE_KEYS
+        block = count * sharing * each  # parts of one tile
+        for unit in range(thread, count * heads, threads):
+            query, head = unit // heads, unit % heads
+            whole = parts + head // sharing * tiles * block + (query * sharing + head % sharing) * each
+            for tile in range(1, tiles):
+                together(whole, whole + tile * block, size)
+            answered(whole, size, out + ((row + query) * heads + head) * size * 4)
+        parts += heads // sharing * tiles * block
+        row += count
 
 
 @numba.cfunc(types.void(types.CPointer(types.int64)), error_model="numpy")
@@ -135,19 +102,21 @@ def step(call: Any) -> None:
     epsilon = array(model[layout.EPSILON], types.float32)[0]
     group, all_heads = heads // kv_heads, heads + 2 * kv_heads
     widest = max(width, max(heads * size, middle))
-    # shared: hidden states, q k v, gate and up, parts of attention
+    # shared: hidden states, q k v, gate and up, and what goes into the next product: means of attention, gated values
     hidden = array(shared, types.float32)
     qkv_at = shared + rows * width * 4
     gate_at = qkv_at + rows * all_heads * size * 4
-    parts_at = gate_at + rows * 2 * middle * 4
+    next_at = gate_at + rows * 2 * middle * 4
+    parts_at = call[layout.PARTS]
     qkv, gate = array(qkv_at, types.float32), array(gate_at, types.float32)
-    # of this thread alone: rows of floats, the same prepared and their scales, scratch memory, a tile's, scores
+    # of this thread alone: rows of floats, the same prepared and their scales, scratch memory, a tile's
     plain_at = call[layout.PRIVATE] + thread * call[layout.PRIVATE_BYTES]
-    ready_at = plain_at + rows * widest * 4
+    ready_at = plain_at + rows * width * 4
     scales_at = ready_at + rows * widest * 4
     sums_at = scales_at + rows * 4
-    tile_at = sums_at + scratch_bytes(widest)
-    scores_at = tile_at + tile_bytes(size)
+    tile_at = (sums_at + scratch_bytes(widest) + BYTES - 1) // BYTES * BYTES
+    own_at = tile_at + tile_bytes(size) - TILE_QUERIES * part_bytes(size)
+    window, one = model[layout.WINDOWED], np.float32(1)
 
     for row in range(rows):
         token = table[row * ROW + layout.TOKEN]
@@ -163,7 +132,7 @@ def step(call: Any) -> None:
         layer = array(layer_at, words)
 
         linear = array(layer_at + layout.QKV * 8, words)
-        all_normed(shared, rows, layer[layout.ATTENTION_NORM], plain_at, width, epsilon)
+        all_normed(shared, rows, layer[layout.ATTENTION_NORM], plain_at, width, epsilon, sums_at)
         x = prepare(linear, plain_at, rows, ready_at, scales_at)
         outputs = linear[layout.OUTPUTS]
         first, last = share(outputs, thread, threads), share(outputs, thread + 1, threads)
@@ -177,92 +146,91 @@ def step(call: Any) -> None:
             slots, slot = entry[layout.SLOTS], entry[layout.SLOT]
             key_at = qkv_at + (row * all_heads + heads + head) * size * 4
             value = array(key_at + kv_heads * size * 4, types.float32)
+            cosines, sines = entry[layout.COSINES], entry[layout.SINES]
             place = entry[layout.CACHE] + ((number * 2 * kv_heads + head) * slots + slot) * size * 4
-            turned(
-                array(key_at, types.float32),
-                array(place, types.float32),
-                layer[layout.KEY_NORM],
-                array(entry[layout.COSINES], types.float32),
-                array(entry[layout.SINES], types.float32),
-                size,
-                epsilon,
-                np.float32(1),
-            )
+            put(key_at, place, layer[layout.KEY_NORM], cosines, sines, size, epsilon, np.float32(1), sums_at)
             stored = array(place + kv_heads * slots * size * 4, types.float32)
             for i in range(size):
                 stored[i] = value[i]
             for index in range(group):
-                query = array(qkv_at + (row * all_heads + head * group + index) * size * 4, types.float32)
-                turned(
-                    query,
-                    query,
-                    layer[layout.QUERY_NORM],
-                    array(entry[layout.COSINES], types.float32),
-                    array(entry[layout.SINES], types.float32),
-                    size,
-                    epsilon,
-                    factor,
-                )
+                query = qkv_at + (row * all_heads + head * group + index) * size * 4
+                put(query, query, layer[layout.QUERY_NORM], cosines, sines, size, epsilon, factor, sums_at)
         barrier()
 
-        tile = 0
-        for row in range(rows):
+        unit, row, part_at = 0, 0, parts_at
+        while row < rows:
             entry = array(call[layout.FIRST_ROW] + row * ROW * 8, words)
-            slots, slot, begin = entry[layout.SLOTS], entry[layout.SLOT], entry[layout.FIRST]
-            cache, tiled = entry[layout.CACHE] + number * 2 * kv_heads * slots * size * 4, entry[layout.TILED]
-            for first in range(0, tiled, TILE_QUERIES):
-                for head in range(heads):
-                    tile += 1
-                    if tile % threads == thread:
-                        keys = cache + head // group * slots * size * 4
-                        place = qkv_at + ((row + first) * all_heads + head) * size * 4
-                        looked_tile(
-                            place,
+            slots, slot, count = entry[layout.SLOTS], entry[layout.SLOT], entry[layout.TOGETHER]
+            cache = entry[layout.CACHE] + number * 2 * kv_heads * slots * size * 4
+            sharing = group if count * group <= TILE_QUERIES else 1  # heads of a tile: few queries do not fill it
+            for head in range(0, heads, sharing):
+                keys = cache + head // group * slots * size * 4
+                values = keys + kv_heads * slots * size * 4
+                if rows <= APART:
+                    queries = qkv_at + (row * all_heads + head) * size * 4
+                    for first in range(first_tile(slot, window), slot + count, TILE_KEYS):
+                        unit += 1
+                        if unit % threads == thread:
+                            asked(queries, all_heads * size * 4, count, size * 4, sharing, size, one, tile_at)
+                            looked(
+                                keys,
+                                size * 4,
+                                values,
+                                size * 4,
+                                slot + count,
+                                size,
+                                first,
+                                slot,
+                                count,
+                                sharing,
+                                window,
+                                tile_at,
+                                own_at,
+                                keys + (first + threads * TILE_KEYS) * size * 4,
+                            )
+                            for index in range(count * sharing):
+                                place = array(part_at + index * part_bytes(size), types.float32)
+                                found = array(own_at + index * part_bytes(size), types.float32)
+                                for i in range(size + 2):
+                                    place[i] = found[i]
+                        part_at += count * sharing * part_bytes(size)
+                    continue
+                for first in range(0, count, TILE_QUERIES):
+                    unit += 1
+                    if unit % threads == thread:
+                        looked_through(
+                            qkv_at + ((row + first) * all_heads + head) * size * 4,
                             all_heads * size * 4,
-                            min(TILE_QUERIES, tiled - first),
+                            min(TILE_QUERIES, count - first),
+                            size * 4,
+                            sharing,
                             keys,
                             size * 4,
-                            keys + kv_heads * slots * size * 4,
+                            values,
                             size * 4,
-                            slot + tiled,
+                            slot + count,
                             size,
                             slot + first,
-                            model[layout.WINDOWED],
-                            np.float32(1),
-                            place,
-                            all_heads * size * 4,
+                            window,
+                            one,
+                            next_at + ((row + first) * heads + head) * size * 4,
+                            heads * size * 4,
                             tile_at,
                         )
-            if tiled != 0:
-                continue
-            for head in range(kv_heads):
-                seen = slot + 1 - begin
-                first, last = begin + seen * thread // threads, begin + seen * (thread + 1) // threads
-                keys = cache + (head * slots + first) * size * 4
-                values = keys + kv_heads * slots * size * 4
-                queries = qkv_at + (row * all_heads + head * group) * size * 4
-                parts = parts_at + ((thread * rows + row) * heads + head * group) * (size + 2) * 4
-                looked(keys, values, last - first, size, queries, group, parts, scores_at)
+            row += count
         barrier()
+        if rows <= APART:
+            put_together(call, rows, heads, group, size, window, parts_at, next_at, thread, threads)
+            barrier()
 
         linear = array(layer_at + layout.OUT * 8, words)
-        for unit in range(rows * heads):
-            row, head = unit // heads, unit % heads
-            out = array(plain_at + unit * size * 4, types.float32)
-            if table[row * ROW + layout.TILED] == 0:
-                parts = array(parts_at + unit * (size + 2) * 4, types.float32)
-                together(parts, threads, rows * heads * (size + 2), size, out)
-            else:
-                found = array(qkv_at + (row * all_heads + head) * size * 4, types.float32)
-                for i in range(size):
-                    out[i] = found[i]
-        x = prepare(linear, plain_at, rows, ready_at, scales_at)
+        x = prepare(linear, next_at, rows, ready_at, scales_at)
         first, last = share(width, thread, threads), share(width, thread + 1, threads)
         multiply(linear, x, scales_at, rows, hidden, width, first, last, True, sums_at)
         barrier()
 
         linear = array(layer_at + layout.GATE_UP * 8, words)
-        all_normed(shared, rows, layer[layout.MLP_NORM], plain_at, width, epsilon)
+        all_normed(shared, rows, layer[layout.MLP_NORM], plain_at, width, epsilon, sums_at)
         x = prepare(linear, plain_at, rows, ready_at, scales_at)
         first, last = share(middle, thread, threads), share(middle, thread + 1, threads)
         multiply(linear, x, scales_at, rows, gate, 2 * middle, first, last, False, sums_at)
@@ -270,17 +238,11 @@ def step(call: Any) -> None:
         for row in range(rows):
             low = array(gate_at + row * 2 * middle * 4, types.float32)
             high = array(gate_at + (row * 2 + 1) * middle * 4, types.float32)
-            for i in range(first, last):
-                low[i] = low[i] / (np.float32(1) + exp(-low[i])) * high[i]
+            gated(low, high, array(next_at + row * middle * 4, types.float32), first, last)
         barrier()
 
         linear = array(layer_at + layout.DOWN * 8, words)
-        for row in range(rows):
-            source = array(gate_at + row * 2 * middle * 4, types.float32)
-            out = array(plain_at + row * middle * 4, types.float32)
-            for i in range(middle):
-                out[i] = source[i]
-        x = prepare(linear, plain_at, rows, ready_at, scales_at)
+        x = prepare(linear, next_at, rows, ready_at, scales_at)
         first, last = share(width, thread, threads), share(width, thread + 1, threads)
         multiply(linear, x, scales_at, rows, hidden, width, first, last, True, sums_at)
         barrier()
@@ -290,7 +252,7 @@ def step(call: Any) -> None:
     for row in range(rows):
         if table[row * ROW + layout.SCORED]:
             place = plain_at + scored * width * 4
-            all_normed(shared + row * width * 4, 1, model[layout.NORM], place, width, epsilon)
+            all_normed(shared + row * width * 4, 1, model[layout.NORM], place, width, epsilon, sums_at)
             scored += 1
     rows = scored
     x = prepare(linear, plain_at, rows, ready_at, scales_at)

@@ -20,19 +20,18 @@ LAYERS, WIDTH, HEADS, KV_HEADS, HEAD_DIM, MIDDLE, VOCABULARY = range(7)
 EPSILON, NORM, EMBEDDING, HALF_EMBEDDING, FIRST_LAYER, HEAD, WINDOWED = range(7, 14)
 
 # A row: its token (negative: its hidden state is there already), its sequence's keys and values and how many slots they
-# have, its own slot, the first that it sees, its cosines and sines, whether scores are wanted, and how attention looks
-# at it: alone (0), or with so many rows of its sequence that begin here, in tiles; -1: with an earlier one.
-TOKEN, CACHE, SLOTS, SLOT, FIRST, COSINES, SINES, SCORED, TILED = range(9)
-ROW = 9
+# have, its own slot, its cosines and sines, whether scores are wanted, and how many rows of its sequence begin here.
+TOKEN, CACHE, SLOTS, SLOT, COSINES, SINES, SCORED, TOGETHER = range(8)
+ROW = 8
 
 # A thread's scratch memory: products that it holds at once, then a panel of a weight of 8 bits: what its sums begin
 # with, and so many outputs' weights, laid out anew.
 PANEL, PANEL_ROWS = 64, 4
 SUMS = PANEL * PANEL_ROWS
 
-# A step: the model, the rows, where the scores go; memory that all threads share (first of it the hidden states), and
-# that of each.
-MODEL, ROWS, FIRST_ROW, LOGITS, SHARED, PRIVATE, PRIVATE_BYTES = range(7)
+# A step: the model, the rows, where the scores go; memory that all threads share (first of it the hidden states), that
+# of each, and that for parts of attention.
+MODEL, ROWS, FIRST_ROW, LOGITS, SHARED, PRIVATE, PRIVATE_BYTES, PARTS = range(8)
 
 # A linear layer of 8 bits alone: its own table, the number of rows, where they, the outputs, the rows in 8 bits and
 # their scales are, and the scratch memory of each thread.
@@ -45,12 +44,26 @@ SEQUENCES, QUERY_HEADS, KEY_HEADS, SIZE, QUERIES, KEYS, START, WINDOW = range(8)
 Q, K, V = 8, 12, 16
 OF_SEQUENCE, OF_HEAD, OF_POSITION = 1, 2, 3  # after the address
 Y, MEMORY, MEMORY_BYTES = 20, 21, 22
+
+# What lies between the products, of rows alone. RMSNorm: rows, their length, where they, the weight, the constant and
+# the outputs are. Turning: rows, heads of each and their size, then where rows are and the bytes between them, where
+# cosines and sines are and for how many rows (then they begin anew), and the outputs. Gating: rows, outputs of each,
+# and where gates and what they let through, side by side, and the outputs are.
+NORM_ROWS, NORM_WIDTH, NORM_X, NORM_WEIGHT, NORM_EPSILON, NORM_Y = range(6)
+TURN_ROWS, TURN_HEADS, TURN_SIZE, TURN_X, TURN_STRIDE, TURN_COSINES, TURN_SINES, TURN_PERIOD, TURN_Y = range(9)
+GATE_ROWS, GATE_WIDTH, GATE_X, GATE_Y = range(4)
 TILE_QUERIES, TILE_KEYS = 32, 128  # queries, and keys, that are looked at together
+APART = 8  # rows of a step up to which threads share the tiles of keys of each
+
+
+def part_bytes(size: int) -> int:
+    """Bytes of one query's part of attention, in whole lines: the mean, the largest score, the sum of weights."""
+    return 4 * size + BYTES
 
 
 def tile_bytes(size: int) -> int:
-    """Bytes of a thread's memory for attention: queries, means, keys, scores, largest ones, sums of weights."""
-    return 4 * (TILE_QUERIES * (2 * size + TILE_KEYS + 2) + TILE_KEYS * size) + BYTES
+    """Bytes of a thread's memory for attention, in whole lines: queries, keys, scores, parts of a tile and of all."""
+    return 4 * (TILE_QUERIES * (size + TILE_KEYS) + TILE_KEYS * size) + 2 * TILE_QUERIES * (4 * size + BYTES)
 
 
 def scratch(inputs: int) -> int:

@@ -70,7 +70,6 @@ def _multiplier(kind: int) -> Any:
 
 _multiply_float32, _multiply_float16, _multiply_int8 = (_multiplier(kind) for kind in (FLOAT32, FLOAT16, INT8))
 _multiply_few = _multiplier(INT8_BYTES if has(VNNI) else INT8)
-scratch_bytes = exact(layout.scratch)
 
 
 @exact

@@ -10,7 +10,8 @@ import numba
 import numpy as np
 from numba import types
 
-from llava.decoding.vectors import array, power_of_two
+from llava.decoding.layout import FLOAT32
+from llava.decoding.vectors import array, dots, power_of_two
 
 _SHARE = 16  # outputs that a thread has a multiple of: a line of the cache, which no two threads write
 
@@ -18,8 +19,8 @@ words = types.int64
 barrier = types.ExternalFunction("GOMP_barrier", types.void())
 thread_number = types.ExternalFunction("omp_get_thread_num", types.int32())
 thread_count = types.ExternalFunction("omp_get_num_threads", types.int32())
-fast = numba.njit(fastmath={"reassoc", "contract", "nsz"}, error_model="numpy")  # sums in any order
-exact = numba.njit(error_model="numpy")
+exact = numba.njit(error_model="numpy")  # in the order that is written, wherever it is used
+_squares = dots(FLOAT32, 1)
 
 
 @exact
@@ -44,15 +45,31 @@ def exp(x: Any) -> Any:
     return (p * r * r + r + np.float32(1)) * power_of_two(np.int32(whole))
 
 
-@fast
-def normed(x: Any, weight: Any, out: Any, count: Any, epsilon: Any) -> None:
-    """RMSNorm of one row."""
-    total = np.float32(0)
+@exact
+def normed(x: Any, weight: Any, out: Any, count: Any, epsilon: Any, found: Any) -> None:
+    """RMSNorm of one row, from one address to another, which may be the same. found: a place for one number."""
+    _squares(x, 0, x, 0, count, found)
+    scale = np.float32(1) / math.sqrt(array(found, types.float32)[0] / np.float32(count) + epsilon)
+    source, norm, place = array(x, types.float32), array(weight, types.float32), array(out, types.float32)
     for i in range(count):
-        total += x[i] * x[i]
-    scale = np.float32(1) / math.sqrt(total / np.float32(count) + epsilon)
-    for i in range(count):
-        out[i] = x[i] * scale * weight[i]
+        place[i] = source[i] * scale * norm[i]
+
+
+@exact
+def turned(x: Any, out: Any, cosines: Any, sines: Any, count: Any, factor: Any) -> None:
+    """A head's query or key turned to its position, and times a factor; out may be where it is."""
+    middle = count // 2
+    for i in range(middle):
+        low, high = x[i], x[middle + i]
+        out[i] = (low * cosines[i] + high * sines[i]) * factor
+        out[middle + i] = (high * cosines[middle + i] + low * sines[middle + i]) * factor
+
+
+@exact
+def gated(gate: Any, up: Any, out: Any, first: Any, last: Any) -> None:
+    """SiLU of a gate, times what it lets through."""
+    for i in range(first, last):
+        out[i] = gate[i] / (np.float32(1) + exp(-gate[i])) * up[i]
 
 
 @exact

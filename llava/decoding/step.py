@@ -16,8 +16,6 @@ from llava.quantization.linears import HalfLinear, Plain8Linear, PlainLinear
 from llava.quantization.pack import PackedAttention, PackedMLP
 
 MOST_ROWS = 160  # of a step: the answers and parts of prompts that the scheduler lets run together
-_MOST_INT8 = 64  # more are read by PyTorch, layer by layer: as a whole prompt is, so that rounding falls alike
-_TILED = 16  # rows of a sequence from which attention looks at them together; an answer's guesses are fewer
 _LINE = 16  # numbers in a line of the cache, where buffers begin
 _KINDS: dict[type[nn.Module], int] = {PlainLinear: FLOAT32, HalfLinear: FLOAT16, Plain8Linear: INT8}
 
@@ -37,18 +35,12 @@ def covers(model: LlavaModel) -> bool:
 
 
 class Step:
-    """A model's decoding steps. It holds buffers, so it serves one thread at a time.
-
-    most_rows: so many it runs; more are left to PyTorch.
-    eight: whether weights have 8 bits, and inputs are rounded to as many.
-    """
+    """A model's decoding steps, of MOST_ROWS rows at most. It holds buffers, so it serves one thread at a time."""
 
     def __init__(self, model: LlavaModel, run: build.Run) -> None:
         """The model must be one that `covers` is true of; its weights stay where they are."""
         config, llm = model.config.llm, model.llm
         self._config, self._run = config, run
-        self.eight = any(isinstance(module, Plain8Linear) for module in llm.modules())
-        self.most_rows = _MOST_INT8 if self.eight else MOST_ROWS
         self._kept: list[Tensor] = []  # what tables have the addresses of
         words: list[int] = []
         for block in llm.layers:
@@ -77,7 +69,9 @@ class Step:
         self._hidden = memory[start : start + MOST_ROWS * config.hidden_size].view(MOST_ROWS, -1)
         place = self._address(self._hidden)
         self._rows = torch.zeros(MOST_ROWS, layout.ROW, dtype=torch.long)
-        self._call = torch.tensor([0, 0, self._rows.data_ptr(), 0, place, place + shared * 4, private * 4])
+        own = [place + shared * 4, private * 4]
+        self._call = torch.tensor([0, 0, self._rows.data_ptr(), 0, place, *own, 0])
+        self._parts = torch.empty(0)
 
     def run(
         self, ids: Sequence[int], images: Tensor, caches: Sequence[KVCache], counts: Sequence[int], last: Sequence[int]
@@ -87,16 +81,17 @@ class Step:
         The ids are `counts[i]` new tokens of the sequence in `caches[i]`; negative ones stand for the rows of `images`
         (n, D) in their order.
         """
-        window, rows, scored = self._config.sliding_window, list[list[int]](), set(last)
+        rows, scored, tiles = list[list[int]](), set(last), 0
         self._reach(max(cache.length + count for cache, count in zip(caches, counts, strict=True)))
         for cache, count in zip(caches, counts, strict=True):
             cache.reserve(cache.length + count)
-            tiled = [count] + [-1] * (count - 1) if count >= _TILED else [0] * count
+            tiles += (cache.length + count) // layout.TILE_KEYS * count + count
             for slot in range(cache.length, cache.length + count):
-                first = 0 if window is None else max(0, slot + 1 - window)
                 turns = [table.data_ptr() + slot * self._config.head_dim * 4 for table in (self._cosines, self._sines)]
-                place = [cache.data.data_ptr(), cache.slots, slot, first, *turns]
-                rows.append([ids[len(rows)], *place, len(rows) in scored, tiled[slot - cache.length]])
+                place = [cache.data.data_ptr(), cache.slots, slot, *turns]
+                rows.append([ids[len(rows)], *place, len(rows) in scored, cache.length + count - slot])
+        if len(rows) <= layout.APART:
+            self._have_parts(tiles)
         self._rows[: len(rows)] = torch.tensor(rows)
         if len(images):
             self._hidden[: len(rows)][torch.tensor(ids) < 0] = images.float()
@@ -116,6 +111,13 @@ class Step:
         self._call[layout.MODEL], self._call[layout.ROWS], self._call[layout.LOGITS] = model, rows, found.data_ptr()
         self._run(self._call.data_ptr(), self._threads)
         return found
+
+    def _have_parts(self, tiles: int) -> None:
+        """Have memory for so many parts of attention, of every head."""
+        size = tiles * self._config.num_heads * layout.part_bytes(self._config.head_dim) // 4 + _LINE
+        if size > len(self._parts):
+            self._parts = torch.empty(2 * size)
+            self._call[layout.PARTS] = -(-self._parts.data_ptr() // layout.BYTES) * layout.BYTES
 
     def _reach(self, end: int) -> None:
         """Have cosines and sines for so many positions."""
@@ -145,9 +147,10 @@ def _sizes(config: DecoderConfig, threads: int) -> tuple[int, int]:
     """Numbers of 4 bytes that all threads share, and that each has, in whole lines: as `kernels.step` lays them out."""
     heads = config.num_heads * config.head_dim
     qkv = heads + 2 * config.num_kv_heads * config.head_dim
-    parts = threads * config.num_heads * (config.head_dim + 2)
-    shared = MOST_ROWS * (config.hidden_size + qkv + 2 * config.intermediate_size + parts)
+    shared = MOST_ROWS * (
+        config.hidden_size + qkv + 2 * config.intermediate_size + max(heads, config.intermediate_size)
+    )
     widest = max(config.hidden_size, heads, config.intermediate_size)
-    memory = (layout.scratch(widest) + layout.tile_bytes(config.head_dim)) // 4
-    private = MOST_ROWS * (2 * widest + 1) + memory + config.max_positions
+    memory = (layout.scratch(widest) + layout.BYTES + layout.tile_bytes(config.head_dim)) // 4
+    private = MOST_ROWS * (config.hidden_size + widest + 1) + memory
     return -(-shared // _LINE) * _LINE, -(-private // _LINE) * _LINE

@@ -221,13 +221,10 @@ def maximum(count: int) -> Any:
 
     @intrinsic
     def maximum(context: Any, address: Any) -> Any:
-        vector = ir.VectorType(_F32, _LANES)
-
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            places = [_plus(builder, arguments[0], 4 * start) for start in range(0, count, _LANES)]
-            first, *others = (_load(builder, place, vector) for place in places)
+            first, *others = _vectors(builder, arguments[0], count)
             for other in others:
-                first = _called(builder, f"llvm.maxnum.v{_LANES}f32", vector, first, other)
+                first = _called(builder, f"llvm.maxnum.v{_LANES}f32", first.type, first, other)
             return _called(builder, f"llvm.vector.reduce.fmax.v{_LANES}f32", _F32, first)
 
         return types.float32(types.int64), generate
@@ -235,17 +232,44 @@ def maximum(count: int) -> Any:
     return maximum
 
 
-def sums(lanes: int, rows: int) -> Any:
-    """sums(matrix, stride, x, apart, count, found, between): found[r, c] += sum of x[r, i] * matrix[i, c], in float32.
+def total(count: int) -> Any:
+    """total(address): the sum of so many float32 numbers, a multiple of sixteen, always in the same order."""
 
-    Of `rows` rows and `lanes` columns, i from 0 to count; rows lie apart, stride and between bytes from one another.
+    @intrinsic
+    def total(context: Any, address: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            first, *others = _vectors(builder, arguments[0], count)
+            for other in others:
+                first = builder.fadd(first, other)
+            while first.type.count > 1:
+                first = _neighbours(builder, first)
+            return builder.extract_element(first, ir.Constant(_I32, 0))
+
+        return types.float32(types.int64), generate
+
+    return total
+
+
+def _vectors(builder: Any, address: Any, count: int) -> list[Any]:
+    """So many float32 numbers."""
+    vector = ir.VectorType(_F32, _LANES)
+    return [_load(builder, _plus(builder, address, 4 * start), vector) for start in range(0, count, _LANES)]
+
+
+def sums(lanes: int, rows: int, fetches: bool = False) -> Any:
+    """sums(matrix, stride, x, apart, count, found, between, ahead): found[r, c] += sum of x[r, i] * matrix[i, c].
+
+    In float32, of `rows` rows and `lanes` columns, i from 0 to count; rows lie apart, stride and between bytes from one
+    another. fetches: meanwhile count * lanes numbers at `ahead` are brought to the second cache.
     """
     columns, vector = lanes // _LANES, ir.VectorType(_F32, _LANES)
 
     @intrinsic
-    def sums(context: Any, matrix: Any, stride: Any, x: Any, apart: Any, count: Any, found: Any, between: Any) -> Any:
+    def sums(
+        context: Any, matrix: Any, stride: Any, x: Any, apart: Any, count: Any, found: Any, between: Any, ahead: Any
+    ) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            matrix, stride, x, apart, count, found, between = arguments
+            matrix, stride, x, apart, count, found, between, ahead = arguments
 
             def places(start: Any) -> list[Any]:
                 return [_plus(builder, start, 4 * _LANES * column) for column in range(columns)]
@@ -257,6 +281,8 @@ def sums(lanes: int, rows: int) -> Any:
             ]
             inputs = [builder.add(x, _times(builder, apart, row)) for row in range(rows)]
             with _steps(builder, count, 1) as at:
+                for start in range(0, 4 * lanes if fetches else 0, BYTES):
+                    _prefetch(builder, _plus(builder, builder.add(ahead, _times(builder, at, 4 * lanes)), start))
                 read = [_load(builder, place, vector) for place in places(builder.add(matrix, builder.mul(at, stride)))]
                 for of_row, row in zip(totals, inputs, strict=True):
                     one = _load(builder, builder.add(row, _times(builder, at, 4)), _F32)
@@ -270,7 +296,7 @@ def sums(lanes: int, rows: int) -> Any:
                     builder.store(builder.load(total), builder.inttoptr(place, vector.as_pointer()), align=4)
             return context.get_dummy_value()
 
-        return types.void(*[types.int64] * 7), generate
+        return types.void(*[types.int64] * 8), generate
 
     return sums
 

@@ -99,9 +99,8 @@ class Engine:
     def step(self) -> None:
         """Run some tokens of the requests that are there. What fails ends the requests that it concerns, only."""
         self._guess()
-        for part in self._parts(self._pictures.encode(self.scheduler.schedule())):
-            for plan, logits in self._run_apart(part):
-                self._choose(plan, logits)
+        for plan, logits in self._run_apart(self._pictures.encode(self.scheduler.schedule())):
+            self._choose(plan, logits)
 
     def stream(self, request: Request, sampling: Sampling) -> Iterator[int]:
         """Generate one token after another, up to a stop id (not included), max_new_tokens or the end of the context.
@@ -141,20 +140,6 @@ class Engine:
             if one.error is not None:
                 raise one.error
         return generations
-
-    def _parts(self, plan: Plan) -> list[Plan]:
-        """The plan in parts that run one after the other. One part, but in 8 bits beside more tokens than a step runs.
-
-        There PyTorch may round an input to another of its levels than the step does. So answers always run in the step:
-        what they say does not depend on what is read beside them.
-        """
-        step = self._step()
-        if step is None or not step.eight or sum(tokens for _, tokens in plan) <= step.most_rows:
-            return [plan]
-        answers = [pair for pair in plan if pair[0].length - pair[0].filled == 1]
-        prompts = [pair for pair in plan if pair[0].length - pair[0].filled > 1]
-        parts = [answers[start : start + step.most_rows] for start in range(0, len(answers), step.most_rows)]
-        return [*parts, prompts] if prompts else parts
 
     def _run_apart(self, plan: Plan) -> list[tuple[Plan, Tensor]]:
         """Run a plan together, and where that fails each request alone: it ends those only that fail by themselves."""
@@ -208,7 +193,7 @@ class Engine:
                 last += range(len(ids) - 1 - len(one.guess), len(ids))
         counts, step = [tokens for _, tokens in plan], self._step()
         flat = torch.cat(images) if images else torch.empty(0, model.config.llm.hidden_size, device=device)
-        if step and len(ids) <= step.most_rows:
+        if step and len(ids) <= MOST_ROWS:
             return step.run(ids, flat, caches, counts, last)
         if self._variants is not None:
             self._variants.run(spans)
@@ -217,7 +202,7 @@ class Engine:
 
     def _step(self) -> Step | None:
         """The compiled decoding step, as soon as it is there."""
-        if self._covered and self._compiled is None and (run := build.step()):
+        if self._covered and self._compiled is None and (run := build.function("step")):
             self._compiled = Step(self._model, run)
         return self._compiled
 

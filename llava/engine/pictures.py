@@ -16,6 +16,7 @@ from llava.engine.scheduler import Scheduler
 from llava.engine.variants import Variants
 from llava.errors import EngineError, LlavaError
 from llava.models.llava import LlavaModel
+from llava.quantization.linears import ROUNDING
 
 Plan = list[tuple[Generation, int]]  # requests, and how many tokens of each
 
@@ -44,7 +45,8 @@ class _Picture:
 class Pictures:
     """The tokens of pictures, by digest. Least recently used ones are forgotten where they take too much memory.
 
-    at_once: views that are encoded together.
+    at_once: views that are encoded together; one, where the LLM rounds its inputs: an encoder may add in another order
+    for another number of views, and from the last digit of a feature could come another level.
     """
 
     def __init__(self, model: LlavaModel, scheduler: Scheduler, variants: Variants | None) -> None:
@@ -54,6 +56,8 @@ class Pictures:
         self.begun: dict[str, _Picture] = {}  # those of which some views are encoded
         on_cpu = model.device.type == "cpu"
         self.at_once = max(1, _PIXELS // model.config.image.size**2) if on_cpu else _VIEWS
+        if any(isinstance(layer, ROUNDING) for layer in model.llm.modules()):
+            self.at_once = 1
 
     def encode(self, plan: Plan) -> Plan:
         """Encode the pictures of the planned tokens that are not known yet. Returns the part of the plan that can run.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from llava.config import DecoderConfig, RopeScaling
+from llava.decoding.calls import turned
 
 
 def rope_tables(positions: Tensor, config: DecoderConfig, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -37,6 +38,8 @@ def rope_tables(positions: Tensor, config: DecoderConfig, dtype: torch.dtype) ->
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn queries and keys (B, T, H, Dh) by their positions."""
+    if (found := turned(x, cos, sin)) is not None:
+        return found
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
 
 

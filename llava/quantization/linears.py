@@ -22,13 +22,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from llava.config import Precision
-from llava.decoding.build import Run, linear, version
+from llava.decoding.build import Run, function, version
 from llava.decoding.calls import multiplied, reads
 from llava.measure import fastest, least
 
 INT4_BLOCK = 64  # outputs that the kernel of int4 lays out together
 _LEVELS = 127  # of int8, to each side
 _SMALLEST = 1e-12  # a scale; for rows of zeros
+_EXACT = 1024  # products of two levels, whose sums float32 holds exactly: 1024 * 127**2 < 2**24
 Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # of x (..., in), weight (out, in) and bias
 _MEASURED = (512, 1024)  # of the matrices that libraries are measured with
 
@@ -210,8 +211,9 @@ def _rounded_product(x: Tensor, levels: Tensor, scales: Tensor, bias: Tensor | N
     flat = x.reshape(-1, x.shape[-1])
     of_rows = flat.abs().amax(-1, keepdim=True).div_(_LEVELS).clamp_(min=_SMALLEST)
     rounded = (flat / of_rows).round_()
-    if sums_are_cut():  # then products of whole numbers are slow too; as floats they are the same up to 2**-24
-        product = _by_parts(rounded, levels)
+    if sums_are_cut():  # then products of whole numbers are slow too; as floats, sums of so few are exact
+        parts = zip(torch.split(rounded, _EXACT, dim=1), torch.split(levels, _EXACT, dim=1), strict=True)
+        product = sum((_by_parts(*part).int() for part in parts), torch.tensor(0)).float()
     else:
         product = torch._int_mm(rounded.char(), levels.t()).float()
     y: Tensor = product.mul_(scales).mul_(of_rows).view(*x.shape[:-1], -1)
@@ -220,7 +222,7 @@ def _rounded_product(x: Tensor, levels: Tensor, scales: Tensor, bias: Tensor | N
 
 def _compiled() -> Run | None:
     """The compiled function for layers of 8 bits, where it is there and faster than PyTorch (which can have AMX)."""
-    run = linear()
+    run = function("linear")
     return run if run and _compiled_is_faster(run) else None
 
 
@@ -268,6 +270,9 @@ class Int4Linear(nn.Module):
         y: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(flat, self.packed, self.group, self.scales).float()
         y = y.view(*x.shape[:-1], self.out_features)
         return y if self.bias is None else y.add_(self.bias)
+
+
+ROUNDING = (Int8Linear, Plain8Linear, WeightOnly8Linear, Int4Linear)  # layers that round their inputs
 
 
 def group_of(inputs: int) -> int:

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from llava.config import Precision, Storage
 from llava.decoding.build import readable
+from llava.decoding.calls import gated
 from llava.models.cache import CacheBatch
 from llava.models.decoder import MLP, Attention, Block, Decoder
 from llava.models.llava import LlavaModel
@@ -58,8 +59,12 @@ class PackedMLP(nn.Module):
         self.down = _joined((mlp.down_proj,), precision, adapters, plain)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
-        out: Tensor = self.down(F.silu(gate).mul_(up))
+        both = self.gate_up(x)
+        inner = gated(both)
+        if inner is None:
+            gate, up = both.chunk(2, dim=-1)
+            inner = F.silu(gate).mul_(up)
+        out: Tensor = self.down(inner)
         return out
 
 

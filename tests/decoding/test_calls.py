@@ -53,7 +53,7 @@ def test_layers_of_8_bits_give_what_pytorch_gives_bit_for_bit(
 def compiled(layer: Plain8Linear, x: Tensor) -> Tensor:
     if not calls.reads(layer.levels):
         pytest.skip("this processor has no VNNI")
-    run = build.linear()
+    run = build.function("linear")
     assert run is not None
     return calls.multiplied(run, x, layer.levels, layer.scales, layer.bias)
 
@@ -126,7 +126,7 @@ def test_attention_equals_pytorchs(
     threads: int, heads: int, kv_heads: int, queries: int, slots: int, size: int, start: int, window: int | None
 ) -> None:
     torch.manual_seed(0)
-    run = build.attention()
+    run = build.function("attention")
     assert run is not None
     q = 2 * torch.randn(2, queries, heads, size).transpose(1, 2)
     keys, values = (torch.randn(2, kv_heads, slots + 3, size) for _ in range(2))
@@ -142,7 +142,7 @@ def test_attention_equals_pytorchs(
 @torch.inference_mode()
 def test_a_prompt_in_parts_is_the_same_bit_for_bit(threads: int) -> None:
     torch.manual_seed(0)
-    run = build.attention()
+    run = build.function("attention")
     assert run is not None
     q, keys, values = (torch.randn(1, heads, 300, 64) for heads in (4, 2, 2))
     whole = calls.attended(run, q, keys, values, 0)
@@ -154,7 +154,7 @@ def test_a_prompt_in_parts_is_the_same_bit_for_bit(threads: int) -> None:
 @torch.inference_mode()
 def test_large_scores_and_what_is_not_finite() -> None:
     """Scores of hundreds neither overflow nor lose the others; what is not a number stays one for its query alone."""
-    run = build.attention()
+    run = build.function("attention")
     assert run is not None
     torch.manual_seed(0)
     q, keys, values = (50 * torch.randn(1, 1, 40, 16) for _ in range(3))
@@ -177,8 +177,8 @@ def test_sequences_of_a_step_are_looked_at_by_either(
     """Prompts from their beginning and in parts, beside an answer: the same as by PyTorch."""
     config = tiny_model(smollm2).model.config.llm.model_copy(update={"head_dim": 16, "sliding_window": window})
     cpu, found = torch.device("cpu"), list[Tensor]()
-    for faster in (True, False):
-        monkeypatch.setattr(calls, "_attention_is_faster", lambda run, chosen=faster: chosen)
+    for function in (build.function, lambda name: None):
+        monkeypatch.setattr(build, "function", function)
         caches = [KVCache(config, cpu, torch.float32) for _ in range(3)]
         torch.manual_seed(0)
         for counts in ((20, 9, 3), (1, 30, 2)):
@@ -192,3 +192,52 @@ def test_sequences_of_a_step_are_looked_at_by_either(
     for compiled, pytorch in zip(found[:2], found[2:], strict=True):
         torch.testing.assert_close(compiled, pytorch, rtol=0, atol=1e-5)
         assert not torch.equal(compiled, pytorch)  # they are not one and the same way
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 16), (3, 50, 64), (2, 7, 576)])
+@torch.inference_mode()
+def test_rms_norm_equals_pytorchs(threads: int, shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    x, weight = 3 * torch.randn(*shape), torch.randn(shape[-1])
+    x[0, 0] = 0
+    expected = F.rms_norm(x.double(), shape[-1:], weight.double(), 1e-5)
+    for one, wanted in ((x, expected), (x.transpose(0, 1), expected.transpose(0, 1))):
+        found = calls.normed(one, weight, 1e-5)
+        assert found is not None
+        torch.testing.assert_close(found.double(), wanted, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(("sequences", "positions", "heads", "size"), [(1, 1, 3, 16), (1, 40, 12, 64), (3, 7, 4, 80)])
+@torch.inference_mode()
+def test_turning_equals_pytorchs(threads: int, sequences: int, positions: int, heads: int, size: int) -> None:
+    """Also of rows that lie in wider ones, as queries and keys do, and of what is not side by side."""
+    torch.manual_seed(0)
+    wide = torch.randn(sequences, positions, heads + 2, size)
+    angles = torch.randn(positions, 1, size // 2).repeat(1, 1, 2)
+    cosines, sines = angles.cos(), angles.sin()
+    for x in (wide[:, :, :heads], wide.transpose(1, 2).contiguous().transpose(1, 2)[:, :, :heads]):
+        found = calls.turned(x, cosines, sines)
+        assert found is not None and found.is_contiguous()
+        expected = x * cosines + x.roll(size // 2, dims=-1) * sines
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+
+
+@torch.inference_mode()
+def test_gating_equals_pytorchs(threads: int) -> None:
+    """Far from zero too: e**x has no float32 beyond 88."""
+    torch.manual_seed(0)
+    both = torch.randn(2, 30, 96) * torch.tensor([1.0, 10.0, 300.0]).repeat(32)
+    gate, up = both.double().chunk(2, dim=-1)
+    found = calls.gated(both)
+    assert found is not None
+    torch.testing.assert_close(found.double(), F.silu(gate) * up, rtol=1e-6, atol=1e-6)
+
+
+def test_what_is_computed_for_rows_alone_is_left_to_pytorch_in_training_and_in_other_types() -> None:
+    x, weight = torch.ones(2, 3, 64), torch.ones(64)
+    assert calls.normed(x, weight, 1e-5) is None and calls.gated(x) is None
+    with torch.inference_mode():
+        assert calls.normed(x, weight, 1e-5) is not None and calls.gated(x) is not None
+        assert calls.normed(x.bfloat16(), weight, 1e-5) is None
+        assert calls.normed(x[..., :24], weight[:24], 1e-5) is None
+        assert calls.normed(x[:0], weight, 1e-5) is None and calls.gated(x[:0]) is None

@@ -19,7 +19,7 @@ from llava.engine.engine import Engine
 from llava.engine.sampling import Sampling
 from llava.models.cache import CacheBatch, KVCache
 from llava.models.llava import IMAGE_TOKEN, LlavaModel
-from llava.quantization import kernels
+from llava.quantization import kernels, pack
 from llava.quantization.pack import pack_model
 from tests.conftest import tiny_model
 
@@ -41,7 +41,7 @@ def run() -> build.Run:
     if not build.possible():
         pytest.skip("this machine cannot have the compiled step")
     build.wait()
-    found = build.step()
+    found = build.function("step")
     assert found is not None
     return found
 
@@ -98,10 +98,10 @@ def test_scores_equal_the_decoders(
         last = sorted({0, len(new) // 2, len(new) - 1})
         scores, expected = model.llm.logits(hidden), model.llm.logits(hidden[last])
         found = step.run(new.tolist(), shown, ours, counts, last)
-        # 8 bits of an input may fall to either side of a half, as between any two orders of summation
-        tolerance = 1e-4 if precision != "int8" and not beside_8bit else 0.05 * float(expected.std())
-        assert torch.allclose(found, expected, atol=tolerance, rtol=0)
+        assert torch.allclose(found, expected, atol=1e-4, rtol=0)
         assert torch.allclose(step.logits(hidden), scores, atol=1e-4, rtol=0)
+        if precision == "int8":  # layers agree bit for bit: a prompt may be read by either, or in parts
+            assert torch.equal(found, step.logits(hidden[last]))
         assert [cache.length for cache in ours] == [cache.length for cache in theirs]
 
 
@@ -115,6 +115,7 @@ def test_gates_far_from_zero(smollm2: GgufLlm, run: build.Run) -> None:
     gates: list[torch.Tensor] = []
     silu = torch.nn.functional.silu
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pack, "gated", lambda gate_up: None)
         patch.setattr(torch.nn.functional, "silu", lambda x: gates.append(x) or silu(x))
         expected = model.llm.logits(model(ids, none, CacheBatch([theirs], [20]))[0])
     found = step.run(ids[0].tolist(), none, [ours], [20], range(20))
@@ -155,11 +156,11 @@ def test_an_engine_answers_while_the_step_is_being_built(
     pack_model(loaded.model, Storage("float16"))
     request = dataclasses.replace(Assistant(loaded).request([Message.user("Hello")]), stop_ids=frozenset())
     there = iter([None, None, run])
-    monkeypatch.setattr(build, "step", lambda: next(there))
+    monkeypatch.setattr(build, "function", lambda name: next(there) if name == "step" else None)
     engine = Engine(loaded.model, loaded.processor.tokenizer)
     first = list(engine.stream(request, Sampling(8, lookup=False)))
     assert engine._compiled is not None
-    monkeypatch.setattr(build, "step", lambda: None)
+    monkeypatch.setattr(build, "function", lambda name: None)
     plain = Engine(loaded.model, loaded.processor.tokenizer)
     assert list(plain.stream(request, Sampling(8, lookup=False))) == first and plain._compiled is None
 
@@ -177,4 +178,4 @@ def test_a_damaged_file_is_deleted_and_pytorch_goes_on(tmp_path: Path, monkeypat
     path = tmp_path / "step.o"
     path.write_bytes(b"no machine code")
     monkeypatch.setattr(build, "_path", lambda: path)
-    assert build.step() is None and not path.exists()
+    assert build.function("step") is None and not path.exists()

@@ -98,7 +98,7 @@ def test_closing_tells_those_who_wait(tiny: Loaded) -> None:
         asyncio.run(wait())
 
 
-@pytest.mark.parametrize("broken", ["submit", "_guess", "_parts", "_run"])
+@pytest.mark.parametrize("broken", ["submit", "_guess", "_run_apart", "_run"])
 def test_an_unforeseen_error_reaches_its_reader_and_the_thread_goes_on(
     shell: tuple[BackgroundEngine, Engine, Assistant], monkeypatch: pytest.MonkeyPatch, broken: str
 ) -> None:

@@ -126,7 +126,7 @@ def test_any_mixture_answers_as_each_request_alone(reference: Reference, mixture
     assert prefixes.take(limits.blocks) and len(prefixes) == 0
 
 
-@pytest.mark.parametrize("shared", [40, 128])  # read with the answer in one compiled step, or apart, by PyTorch
+@pytest.mark.parametrize("shared", [40, 400])  # read with the answer in one compiled step, or layer by layer
 def test_in_8_bits_an_answer_has_the_same_scores_beside_a_long_prompt(smollm2: GgufLlm, shared: int) -> None:
     loaded = tiny_model(smollm2, width=64)
     pack_model(loaded.model, Storage("int8"))
@@ -146,6 +146,23 @@ def test_in_8_bits_an_answer_has_the_same_scores_beside_a_long_prompt(smollm2: G
     while engine.busy:
         engine.step()
     assert first.scored == alone.scored and first.output == alone.output
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_where_inputs_are_rounded_a_picture_is_the_same_beside_others(smollm2: GgufLlm, precision: Precision) -> None:
+    """Some encoders add in another order for another number of pictures; a level may hang on the last digit."""
+    loaded = tiny_model(smollm2, width=64)
+    pack_model(loaded.model, Storage(precision))
+    tokens = []
+    for together in ([PICTURES], [[picture] for picture in PICTURES]):
+        assistant = Assistant(loaded)
+        for pictures in together:
+            requests = [assistant.request([Message.user(picture, "What is this?")]) for picture in pictures]
+            assistant._engine.generate([(request, Sampling(max_new_tokens=1)) for request in requests])
+        assert assistant._engine._pictures.at_once == 1
+        tokens.append(assistant._engine._pictures.tokens)
+    assert tokens[0].keys() == tokens[1].keys() and len(tokens[0]) == 2
+    assert all(torch.equal(tokens[0][digest], tokens[1][digest]) for digest in tokens[0])
 
 
 def counting(tiny: Loaded) -> tuple[Assistant, Engine]:
