@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from llava.checkpoints.files import read_safetensors, read_torch
@@ -60,7 +61,7 @@ def with_adapter(tensors: Iterable[tuple[str, Tensor]], folder: Path) -> Iterato
             a, b = pair
             if (len(b), a.shape[1]) != tensor.shape:
                 raise misfit(folder, name)
-            tensor = tensor.float() + b @ a
+            tensor = torch.addmm(tensor.float(), b, a)
         yield name, tensor
     for name in factors:
         raise misfit(folder, name)

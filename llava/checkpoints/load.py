@@ -8,6 +8,7 @@ from torch import Tensor
 
 from llava.checkpoints import hf, native, original
 from llava.checkpoints.adapters import adapted
+from llava.checkpoints.gguf import open_gguf
 from llava.checkpoints.hf_config import read_json
 from llava.checkpoints.native import CONFIG, Loaded, build_processor
 from llava.checkpoints.quantized import expect_levels
@@ -117,8 +118,6 @@ def open_processor(
     if "layout" in values:
         config = load_config(folder / CONFIG)
         if config.base is not None:
-            from llava.checkpoints.gguf import open_gguf  # its library takes long to import
-
             tokenizer = open_gguf(resolve(config.base.llm, progress)).tokenizer
         slow = not (folder / "tokenizer.json").exists()
     else:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from llava.checkpoints.adapters import adapted, with_adapter
 from llava.checkpoints.files import load_strict, read_safetensors, write_safetensors
+from llava.checkpoints.gguf import open_gguf
 from llava.checkpoints.stream import load_streamed, stream_tensors
 from llava.config import BaseParts, LlavaConfig, load_config
 from llava.errors import LlavaError
@@ -89,8 +90,6 @@ def load_base(
     """
     if config.base is None:
         raise LlavaError("this model stands on no base parts, as training needs them")
-    from llava.checkpoints.gguf import open_gguf  # its library takes long to import
-
     with on_meta():
         model = LlavaModel(config)
     vision = resolve(config.base.vision, progress)
@@ -113,8 +112,6 @@ def load_base(
 
 def whole_tensors(folder: Path, config: LlavaConfig, base: BaseParts, fold: bool) -> Iterator[tuple[str, Tensor]]:
     """All tensors of a folder that stands on base parts, under LlavaModel's names; with `fold`, its LoRA folded in."""
-    from llava.checkpoints.gguf import open_gguf  # its library takes long to import
-
     tensors: Iterable[tuple[str, Tensor]] = open_gguf(resolve(base.llm)).tensors()
     if (folder / LLM).exists():
         tensors = stream_tensors([folder / LLM])
@@ -133,8 +130,6 @@ def whole_tensors(folder: Path, config: LlavaConfig, base: BaseParts, fold: bool
 
 def write_tokenizer(base: BaseParts, folder: Path) -> None:
     """The tokenizer of base parts, as the files that whole models have."""
-    from llava.checkpoints.gguf import open_gguf
-
     tokenizer = open_gguf(resolve(base.llm)).tokenizer
     assert isinstance(tokenizer, FastTokenizer)
     tokenizer.backend.save(str(folder / "tokenizer.json"))

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llava.checkpoints import gguf as gguf_file
 from llava.checkpoints.gguf import GgufLlm, open_gguf, read_header
 from llava.errors import LlavaError
 
@@ -32,6 +33,17 @@ def test_header_equals_the_packages_reader(smollm2: GgufLlm) -> None:
         tensor = next(t for t in expected.tensors if t.name == name)
         dequantized = torch.tensor(gguf.dequantize(tensor.data, tensor.tensor_type))
         assert torch.equal(weights[ours_name], dequantized)
+
+
+@pytest.mark.parametrize("kind", ["F16", "BF16", "Q4_0", "Q4_1", "Q5_1", "Q8_0"])
+def test_each_kind_of_weights_equals_the_packages(tmp_path: Path, kind: str) -> None:
+    """Those that are read here, and some that the package reads, in several parts."""
+    number = gguf.GGMLQuantizationType[kind]
+    values = np.random.default_rng(0).standard_normal((96, 4096), np.float32)
+    data = gguf.quantize(values, number)
+    ours = gguf_file._dequantized(torch.from_numpy(data.copy()).view(torch.uint8).flatten(), number)
+    assert torch.equal(ours, torch.from_numpy(gguf.dequantize(data, number)).flatten())
+    assert gguf_file._block(number) == tuple(gguf.GGML_QUANT_SIZES[number])
 
 
 def write_small(path: Path, architecture: str = "llama", tensor: str = "token_embd.weight") -> None:
