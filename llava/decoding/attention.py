@@ -28,7 +28,7 @@ _largest, _sum = maximum(TILE_KEYS), total(TILE_KEYS)
 part_bytes, tile_bytes = exact(layout.part_bytes), exact(layout.tile_bytes)
 _ROWS = 4  # computed together
 _NARROW = 16
-_wide4, _wide1, _narrow4, _narrow1 = (sums(lanes, rows) for lanes in (WIDE, _NARROW) for rows in (_ROWS, 1))
+_wide, _narrow = sums(WIDE, _ROWS), sums(_NARROW, _ROWS)
 _fetching = sums(WIDE, _ROWS, True)
 
 
@@ -45,28 +45,23 @@ def _products(
     between: Any,
     ahead: Any,
 ) -> None:
-    """found[r, c] += sum of x[r, i] * matrix[i, c], i from 0 to count. columns: a multiple of 16.
+    """found[r, c] += sum of x[r, i] * matrix[i, c], i from 0 to count. columns: a multiple of 16, rows: of _ROWS.
 
     ahead: where what is needed next lies, as much as the matrix has, for few rows; else 0.
     """
     column = 0
     while column < columns:
         wide = column + WIDE <= columns
-        source, target, row = matrix + column * 4, found + column * 4, 0
-        while row < rows:
-            many = row + _ROWS <= rows
-            if wide and many and ahead != 0:
+        source = matrix + column * 4
+        for row in range(0, rows, _ROWS):
+            values, target = x + row * apart, found + column * 4 + row * between
+            if wide and ahead != 0:
                 at = ahead + column * count * 4
-                _fetching(source, stride, x + row * apart, apart, count, target + row * between, between, at)
-            elif wide and many:
-                _wide4(source, stride, x + row * apart, apart, count, target + row * between, between, 0)
+                _fetching(source, stride, values, apart, count, target, between, at)
             elif wide:
-                _wide1(source, stride, x + row * apart, apart, count, target + row * between, between, 0)
-            elif many:
-                _narrow4(source, stride, x + row * apart, apart, count, target + row * between, between, 0)
+                _wide(source, stride, values, apart, count, target, between, 0)
             else:
-                _narrow1(source, stride, x + row * apart, apart, count, target + row * between, between, 0)
-            row += _ROWS if many else 1
+                _narrow(source, stride, values, apart, count, target, between, 0)
         column += WIDE if wide else _NARROW
 
 
@@ -133,12 +128,10 @@ def looked(
     position: of the first of `count` queries. slots: that there are. parts: an address of TILE_QUERIES parts.
     ahead: where the keys are that few queries look at next; 0 for many.
     """
-    rows, key_at, score_at = (
-        count * heads,
-        memory + TILE_QUERIES * size * 4,
-        memory + (TILE_QUERIES + TILE_KEYS) * size * 4,
-    )
+    key_at = memory + TILE_QUERIES * size * 4
+    score_at = key_at + TILE_KEYS * size * 4
     scores, each = array(score_at, types.float32), part_bytes(size)
+    rows = count * heads
     padded = (rows + _ROWS - 1) // _ROWS * _ROWS
     seen = min(TILE_KEYS, min(slots, position + count) - first)
     _keys_turned(keys + first * key_stride, key_stride, seen, size, key_at)

@@ -60,33 +60,35 @@ def _function(name: str, x: Tensor, *others: Tensor) -> build.Run | None:
 
 def normed(x: Tensor, weight: Tensor, epsilon: float) -> Tensor | None:
     """RMSNorm of x (..., D), with a weight (D,); None where the function is not there for it."""
-    run = _function("norm", x, weight)
+    run = _function("norm", x, weight) if weight.shape == x.shape[-1:] else None
     if run is None or not x.numel():
         return None
-    x, y = x.contiguous(), torch.empty(x.shape)
+    x = x.contiguous()
+    y = torch.empty_like(x)
     width = x.shape[-1]
     places = (one.data_ptr() for one in (x, weight, _number(epsilon), y))
-    call = torch.tensor([x.numel() // width, width, *places])
+    call = torch.tensor([x.numel() // width, width, *places], device="cpu")
     run(call.data_ptr(), torch.get_num_threads())
     return y
 
 
 @functools.cache
 def _number(value: float) -> Tensor:
-    return torch.tensor([value])
+    return torch.tensor([value], dtype=torch.float32, device="cpu")
 
 
 def turned(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor | None:
     """Queries and keys x (B, T, H, Dh) turned by angles (T, 1, Dh); None where the function is not there for them."""
-    run = _function("turn", x, cosines, sines)
+    sequences, positions, heads, size = x.shape
+    fit = all(one.shape == (positions, 1, size) and one.is_contiguous() for one in (cosines, sines))
+    run = _function("turn", x, cosines, sines) if fit else None
     if run is None or not x.numel():
         return None
-    sequences, positions, heads, size = x.shape
     side_by_side = x.stride(2) == size and (sequences == 1 or x.stride(0) == positions * x.stride(1))
-    x = x if side_by_side else x.contiguous()
-    y = torch.empty(x.shape)
-    places = [x.data_ptr(), x.stride(1) * _FLOAT, cosines.data_ptr(), sines.data_ptr(), positions, y.data_ptr()]
-    call = torch.tensor([sequences * positions, heads, size, *places])
+    x, stride = (x, x.stride(1)) if side_by_side else (x.contiguous(), heads * size)
+    y = x.new_empty(x.shape)
+    places = [x.data_ptr(), stride * _FLOAT, cosines.data_ptr(), sines.data_ptr(), positions, y.data_ptr()]
+    call = torch.tensor([sequences * positions, heads, size, *places], device="cpu")
     run(call.data_ptr(), torch.get_num_threads())
     return y
 
@@ -97,8 +99,8 @@ def gated(gate_up: Tensor) -> Tensor | None:
     if run is None or not gate_up.numel():
         return None
     gate_up, width = gate_up.contiguous(), gate_up.shape[-1] // 2
-    y = torch.empty(*gate_up.shape[:-1], width)
-    call = torch.tensor([gate_up.numel() // (2 * width), width, gate_up.data_ptr(), y.data_ptr()])
+    y = gate_up.new_empty(*gate_up.shape[:-1], width)
+    call = torch.tensor([gate_up.numel() // (2 * width), width, gate_up.data_ptr(), y.data_ptr()], device="cpu")
     run(call.data_ptr(), torch.get_num_threads())
     return y
 

@@ -44,6 +44,8 @@ SEQUENCES, QUERY_HEADS, KEY_HEADS, SIZE, QUERIES, KEYS, START, WINDOW = range(8)
 Q, K, V = 8, 12, 16
 OF_SEQUENCE, OF_HEAD, OF_POSITION = 1, 2, 3  # after the address
 Y, MEMORY, MEMORY_BYTES = 20, 21, 22
+TILE_QUERIES, TILE_KEYS = 32, 128  # queries, and keys, that are looked at together
+APART = 8  # rows of a step up to which threads share the tiles of keys of each
 
 # What lies between the products, of rows alone. RMSNorm: rows, their length, where they, the weight, the constant and
 # the outputs are. Turning: rows, heads of each and their size, then where rows are and the bytes between them, where
@@ -52,8 +54,6 @@ Y, MEMORY, MEMORY_BYTES = 20, 21, 22
 NORM_ROWS, NORM_WIDTH, NORM_X, NORM_WEIGHT, NORM_EPSILON, NORM_Y = range(6)
 TURN_ROWS, TURN_HEADS, TURN_SIZE, TURN_X, TURN_STRIDE, TURN_COSINES, TURN_SINES, TURN_PERIOD, TURN_Y = range(9)
 GATE_ROWS, GATE_WIDTH, GATE_X, GATE_Y = range(4)
-TILE_QUERIES, TILE_KEYS = 32, 128  # queries, and keys, that are looked at together
-APART = 8  # rows of a step up to which threads share the tiles of keys of each
 
 
 def part_bytes(size: int) -> int:
@@ -62,7 +62,10 @@ def part_bytes(size: int) -> int:
 
 
 def tile_bytes(size: int) -> int:
-    """Bytes of a thread's memory for attention, in whole lines: queries, keys, scores, parts of a tile and of all."""
+    """Bytes of a thread's memory for attention, in whole lines: queries, keys, scores, parts of a tile and of all.
+
+    numba compiles each function here by itself: none can call another.
+    """
     return 4 * (TILE_QUERIES * (size + TILE_KEYS) + TILE_KEYS * size) + 2 * TILE_QUERIES * (4 * size + BYTES)
 
 

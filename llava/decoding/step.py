@@ -54,24 +54,25 @@ class Step:
         table = llm.embed_tokens.weight
         head = self._table(self._linear(PlainLinear(table, None) if llm.lm_head is None else llm.lm_head))
         shape = [config.hidden_size, config.num_heads, config.num_kv_heads, config.head_dim]
-        shape += [config.intermediate_size, config.vocab_size, self._address(torch.tensor([config.norm_eps]))]
+        epsilon = torch.tensor([config.norm_eps], dtype=torch.float32)
+        shape += [config.intermediate_size, config.vocab_size, self._address(epsilon)]
         norm, embedding, layers = self._address(llm.norm.weight), self._address(table), self._table(words)
         half = int(table.dtype == torch.float16)
         window = config.sliding_window or 0
         self._whole = self._table([config.num_layers, *shape, norm, embedding, half, layers, head, window])
         self._head = self._table([0, *shape, 0, 0, half, layers, head, window])
-        self._cosines, self._sines = torch.empty(2, 0, config.head_dim)
+        self._cosines, self._sines = torch.empty(2, 0, config.head_dim, dtype=torch.float32, device="cpu")
 
         self._threads = torch.get_num_threads()
         shared, private = _sizes(config, self._threads)
-        memory = torch.empty(shared + self._threads * private + _LINE)
+        memory = torch.empty(shared + self._threads * private + _LINE, dtype=torch.float32, device="cpu")
         start = -memory.data_ptr() // 4 % _LINE
         self._hidden = memory[start : start + MOST_ROWS * config.hidden_size].view(MOST_ROWS, -1)
         place = self._address(self._hidden)
         self._rows = torch.zeros(MOST_ROWS, layout.ROW, dtype=torch.long)
         own = [place + shared * 4, private * 4]
         self._call = torch.tensor([0, 0, self._rows.data_ptr(), 0, place, *own, 0])
-        self._parts = torch.empty(0)
+        self._parts = memory[:0]
 
     def run(
         self, ids: Sequence[int], images: Tensor, caches: Sequence[KVCache], counts: Sequence[int], last: Sequence[int]
@@ -107,7 +108,7 @@ class Step:
         return self._scores(self._head, len(hidden), len(hidden))
 
     def _scores(self, model: int, rows: int, scored: int) -> Tensor:
-        found = torch.empty(scored, self._config.vocab_size)
+        found = self._hidden.new_empty(scored, self._config.vocab_size)
         self._call[layout.MODEL], self._call[layout.ROWS], self._call[layout.LOGITS] = model, rows, found.data_ptr()
         self._run(self._call.data_ptr(), self._threads)
         return found
@@ -116,7 +117,7 @@ class Step:
         """Have memory for so many parts of attention, of every head."""
         size = tiles * self._config.num_heads * layout.part_bytes(self._config.head_dim) // 4 + _LINE
         if size > len(self._parts):
-            self._parts = torch.empty(2 * size)
+            self._parts = self._hidden.new_empty(2 * size)
             self._call[layout.PARTS] = -(-self._parts.data_ptr() // layout.BYTES) * layout.BYTES
 
     def _reach(self, end: int) -> None:

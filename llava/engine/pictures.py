@@ -45,7 +45,7 @@ class _Picture:
 class Pictures:
     """The tokens of pictures, by digest. Least recently used ones are forgotten where they take too much memory.
 
-    at_once: views that are encoded together; one, where the LLM rounds its inputs: an encoder may add in another order
+    at_once: views that are encoded together; one, where layers round their inputs: an encoder may add in another order
     for another number of views, and from the last digit of a feature could come another level.
     """
 
@@ -56,7 +56,7 @@ class Pictures:
         self.begun: dict[str, _Picture] = {}  # those of which some views are encoded
         on_cpu = model.device.type == "cpu"
         self.at_once = max(1, _PIXELS // model.config.image.size**2) if on_cpu else _VIEWS
-        if any(isinstance(layer, ROUNDING) for layer in model.llm.modules()):
+        if any(isinstance(layer, ROUNDING) for layer in model.modules()):
             self.at_once = 1
 
     def encode(self, plan: Plan) -> Plan:

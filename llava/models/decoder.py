@@ -18,7 +18,7 @@ class RMSNorm(nn.RMSNorm):
     """Zhang and Sennrich 2019; for inference on a CPU by the compiled function, as in a compiled step."""
 
     def forward(self, x: Tensor) -> Tensor:
-        found = normed(x, self.weight, float(self.eps or 0))
+        found = None if self.eps is None else normed(x, self.weight, self.eps)
         return super().forward(x) if found is None else found
 
 

@@ -10,10 +10,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from llava.checkpoints.gguf import GgufLlm
+from llava.config import Storage
 from llava.decoding import build, calls
 from llava.models.cache import CacheBatch, KVCache
 from llava.quantization import linears
 from llava.quantization.linears import Plain8Linear, quantize
+from llava.quantization.pack import pack_model
 from tests.conftest import tiny_model
 
 
@@ -207,7 +209,9 @@ def test_rms_norm_equals_pytorchs(threads: int, shape: tuple[int, ...]) -> None:
         torch.testing.assert_close(found.double(), wanted, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize(("sequences", "positions", "heads", "size"), [(1, 1, 3, 16), (1, 40, 12, 64), (3, 7, 4, 80)])
+@pytest.mark.parametrize(
+    ("sequences", "positions", "heads", "size"), [(1, 1, 3, 16), (3, 1, 3, 16), (1, 40, 12, 64), (3, 7, 4, 80)]
+)
 @torch.inference_mode()
 def test_turning_equals_pytorchs(threads: int, sequences: int, positions: int, heads: int, size: int) -> None:
     """Also of rows that lie in wider ones, as queries and keys do, and of what is not side by side."""
@@ -215,7 +219,8 @@ def test_turning_equals_pytorchs(threads: int, sequences: int, positions: int, h
     wide = torch.randn(sequences, positions, heads + 2, size)
     angles = torch.randn(positions, 1, size // 2).repeat(1, 1, 2)
     cosines, sines = angles.cos(), angles.sin()
-    for x in (wide[:, :, :heads], wide.transpose(1, 2).contiguous().transpose(1, 2)[:, :, :heads]):
+    others = (wide.transpose(1, 2).contiguous().transpose(1, 2), wide.transpose(0, 1).contiguous().transpose(0, 1))
+    for x in (wide[:, :, :heads], *(other[:, :, :heads] for other in others)):
         found = calls.turned(x, cosines, sines)
         assert found is not None and found.is_contiguous()
         expected = x * cosines + x.roll(size // 2, dims=-1) * sines
@@ -241,3 +246,34 @@ def test_what_is_computed_for_rows_alone_is_left_to_pytorch_in_training_and_in_o
         assert calls.normed(x.bfloat16(), weight, 1e-5) is None
         assert calls.normed(x[..., :24], weight[:24], 1e-5) is None
         assert calls.normed(x[:0], weight, 1e-5) is None and calls.gated(x[:0]) is None
+        assert calls.normed(x, weight[:32], 1e-5) is None
+        queries = torch.ones(2, 3, 1, 64)
+        assert calls.turned(queries, torch.ones(3, 1, 64), torch.ones(3, 1, 64)) is not None
+        assert calls.turned(queries, torch.ones(2, 1, 64), torch.ones(2, 1, 64)) is None
+        assert calls.turned(queries, torch.ones(1, 1, 64).expand(3, 1, 64), torch.ones(3, 1, 64)) is None
+
+
+@torch.inference_mode()
+def test_another_default_type_changes_nothing(smollm2: GgufLlm) -> None:
+    """Loaders of other libraries change it for the whole process."""
+    loaded = tiny_model(smollm2, width=64)
+    pack_model(loaded.model, Storage("int8"))
+    ids, none = torch.arange(40)[None], torch.empty(0, 64)
+    expected = loaded.model(ids, none)
+    calls._number.cache_clear()
+    torch.set_default_dtype(torch.float16)
+    try:
+        found = loaded.model(ids, none.float())
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("inputs", [64, 1024, 2112, 5120])
+def test_where_pytorch_cuts_sums_products_of_levels_are_exact_too(monkeypatch: pytest.MonkeyPatch, inputs: int) -> None:
+    torch.manual_seed(0)
+    levels, x = torch.randint(-127, 128, (33, inputs), dtype=torch.int8), torch.randint(-127, 128, (5, inputs)).float()
+    levels[0], x[0], x[1:, 0] = 127, 127, 127  # the largest sum; scales of rows of 1
+    monkeypatch.setattr(linears, "sums_are_cut", lambda: True)
+    found = linears._rounded_product(x, levels, torch.ones(33), None)
+    assert torch.equal(found, (x.long() @ levels.long().T).float())

@@ -4,6 +4,7 @@ import dataclasses
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,10 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "biases": {"qkv_bias": True, "out_bias": True},
     "q and k norms": {"qk_norm": True},
     "window": {"sliding_window": 7},
+    "window of more than a tile": {"sliding_window": 140},
     "one kv head": {"num_heads": 3, "num_kv_heads": 1, "head_dim": 32, "hidden_size": 96},
+    "more heads of a key than a tile has": {"num_heads": 40, "num_kv_heads": 1, "head_dim": 16},
+    "heads of 80": {"num_heads": 4, "num_kv_heads": 2, "head_dim": 80},
     "yarn": {"rope_scaling": RopeScaling(type="yarn", factor=4.0, original_positions=16)},
     "odd vocabulary": {"vocab_size": 131},
 }
@@ -62,6 +66,14 @@ def packed(
     return model
 
 
+@pytest.fixture(params=[1, 3])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(
     ("precision", "beside_8bit"), [("float32", False), ("float16", False), ("float16", True), ("int8", True)]
@@ -71,6 +83,7 @@ def test_scores_equal_the_decoders(
     smollm2: GgufLlm,
     run: build.Run,
     monkeypatch: pytest.MonkeyPatch,
+    threads: int,
     family: str,
     precision: Precision,
     beside_8bit: bool,
@@ -91,14 +104,16 @@ def test_scores_equal_the_decoders(
         pair[1].copy_from(pair[0], length)
         theirs.append(pair[0])
         ours.append(pair[1])
-    for counts in ((1, 1, 1), (4, 1, 9), (1, 2, 1), (1, 20, 33), (MOST_ROWS - 5, 1, 4)):
+    for counts in ((1, 1, 1), (4, 1, 9), (1, 2, 1), (1, 20, 33), (MOST_ROWS - 5, 1, 4), (1, 1, 1), (5, 1, 2)):
         new = ids[0, 100 : 100 + sum(counts)]
         shown = images[: int((new == IMAGE_TOKEN).sum())]
         hidden = model(new[None], shown, CacheBatch(theirs, counts))[0]
         last = sorted({0, len(new) // 2, len(new) - 1})
         scores, expected = model.llm.logits(hidden), model.llm.logits(hidden[last])
         found = step.run(new.tolist(), shown, ours, counts, last)
-        assert torch.allclose(found, expected, atol=1e-4, rtol=0)
+        # a head of 8 bits may round to another level what layers of 16 bits gave in another order
+        tolerance = 0.05 * float(expected.std()) if beside_8bit and precision != "int8" else 1e-4
+        assert torch.allclose(found, expected, atol=tolerance, rtol=0)
         assert torch.allclose(step.logits(hidden), scores, atol=1e-4, rtol=0)
         if precision == "int8":  # layers agree bit for bit: a prompt may be read by either, or in parts
             assert torch.equal(found, step.logits(hidden[last]))

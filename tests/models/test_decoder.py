@@ -16,6 +16,7 @@ from llava.config import DecoderConfig
 from llava.errors import LlavaError
 from llava.models.cache import CacheBatch, KVCache
 from llava.models.decoder import Decoder, _causal_attention
+from llava.models.rope import rope_tables
 
 CPU = torch.device("cpu")
 
@@ -260,3 +261,17 @@ def test_real_smollm2_weights_equal_transformers(smollm2: GgufLlm) -> None:
         hidden = ours(ours.embed_tokens(torch.tensor([generated[-1:]])), CacheBatch([cache], [1]))
     assert generated == expected[0, ids.shape[1] :].tolist()[: len(generated)]
     assert smollm2.tokenizer.decode(generated) == "The capital of France is Paris."
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_positions_turn_alike_wherever_they_stand_in_a_table(smollm2: GgufLlm, threads: int) -> None:
+    """A step's table begins at zero, a prompt's part has its own: in 8 bits both must be the same, bit for bit."""
+    before, config = torch.get_num_threads(), smollm2.config
+    torch.set_num_threads(threads)
+    try:
+        whole = rope_tables(torch.arange(8192), config, torch.float32)
+        for start, end in ((0, 1), (1, 2), (7, 40), (8, 1000), (129, 130), (2047, 4100), (8191, 8192)):
+            part = rope_tables(torch.arange(start, end), config, torch.float32)
+            assert all(torch.equal(one, table[start:end]) for one, table in zip(part, whole, strict=True))
+    finally:
+        torch.set_num_threads(before)
