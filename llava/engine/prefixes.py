@@ -63,7 +63,10 @@ class Prefixes:
     def keep(self, keys: list[Hashable], cache: KVCache, blocks: int) -> None:
         """Keep a finished request's cache, whose blocks the caller had. Of two that begin alike, the longer stays."""
         covered = not keys
-        for name, prefix in list(self._kept.items()):
+        for name, prefix in list(self._kept.items()) if keys else ():
+            last = min(len(prefix.keys), len(keys)) - 1
+            if prefix.keys[last] != keys[last]:  # neither begins as the other: told at once, most of the time
+                continue
             shared = common_length(prefix.keys, keys)
             if shared == len(keys):
                 covered = True
@@ -79,6 +82,9 @@ class Prefixes:
         """The kept prefix that shares most with `keys`, and how much."""
         found: tuple[int, Prefix | None] = (0, None)
         for prefix in self._kept.values():
+            most = min(len(prefix.keys), len(keys))
+            if most <= found[0] or prefix.keys[found[0]] != keys[found[0]]:  # it shares no more than what was found
+                continue
             length = common_length(prefix.keys, keys)
             if length > found[0]:
                 found = (length, prefix)

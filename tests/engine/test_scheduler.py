@@ -481,6 +481,24 @@ def test_a_long_prompt_does_not_hold_up_a_running_answer(tiny: Loaded) -> None:
     assert not long.output and long.filled - long.usage.reused_tokens == 9 * 16
 
 
+@given(st.lists(st.lists(st.integers(0, 1), max_size=6), min_size=1, max_size=12))
+def test_the_longest_kept_prefix_is_found(smollm2: GgufLlm, asked: list[list[int]]) -> None:
+    """Against comparing with every one of them."""
+    prefixes, cache = Prefixes(100), KVCache(smollm2.config, torch.device("cpu"), torch.float32)
+    left = list[list[int]]()
+    for keys in asked:
+        shared = [max(n for n in range(len(keys) + 1) if one[:n] == keys[:n] and n <= len(one)) for one in left]
+        length, prefix = prefixes.best(keys)
+        assert length == max(shared, default=0)
+        assert prefix is None if length == 0 else prefix is not None and prefix.keys[:length] == keys[:length]
+        assert prefixes.take(1)
+        prefixes.keep([*keys], cache, 1)
+        if keys and not any(one[: len(keys)] == keys for one in left):
+            left = [*(one for one in left if keys[: len(one)] != one), keys]
+        assert sorted(one.keys for one in prefixes._kept.values()) == sorted(left)
+        assert prefixes.free == 100 - len(left)
+
+
 @given(st.lists(st.integers(0, 1), max_size=40), st.lists(st.integers(0, 1), max_size=40))
 def test_the_common_length_is_that_of_comparing_one_by_one(a: list[int], b: list[int]) -> None:
     expected = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
