@@ -28,6 +28,7 @@ SHORTER = {  # arguments added to a command, by how it begins
         "data.path={tmp}/small/align.json",
         "data.images={tmp}/data/images",
     ],
+    "llava train recipes/easy-vqa-finetune.yaml model=llava-smol": ["output={tmp}/mine", "max_steps=1", "batch_size=2"],
     "llava train recipes/easy-vqa-finetune.yaml": [
         "output={tmp}/finetune",
         "max_steps=1",

@@ -35,7 +35,7 @@ BENCHMARKS = ("easy-vqa", "smol-suite")
 
 def run(
     benchmark: Annotated[str, typer.Argument(help=f"One of: {', '.join(BENCHMARKS)}.")],
-    model: Annotated[str, typer.Option(help="An embedded name or a folder.")] = "llava-smol",
+    model: Annotated[str, typer.Option(help="An embedded name, an id on the hub, or a folder.")] = "llava-smol",
     limit: Annotated[int | None, typer.Option(min=1, help="Ask only this many questions, about random images.")] = None,
     output: Annotated[Path | None, typer.Option(help="Default: runs/eval/BENCHMARK-MODEL.")] = None,
     shuffle_images: Annotated[

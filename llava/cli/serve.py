@@ -24,7 +24,8 @@ HELP = """Serve models over HTTP, as OpenAI's API does.
 A model is a name (llava-smol), an id on the hub or a folder; NAME=MODEL gives it another name. One model is loaded at
 once; of several, each when it is first asked for, and the least recently used leaves when memory runs short.
 
-Without keys the server listens on this machine only. `llava keys create NAME` makes one; from then on all need one.
+Without keys the server listens on this machine only. `llava keys create NAME` makes one; after the next
+start all requests need one.
 
 Examples:
 
