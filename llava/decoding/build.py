@@ -80,8 +80,8 @@ def readable(config: DecoderConfig) -> bool:
 def function(name: str) -> Run | None:
     """One of NAMES, or None while all are being built; the first call sees to that. Only where it is `possible`.
 
-    step: a decoding step. linear: a linear layer of 8 bits, for processors that have VNNI. attention: of queries over
-    keys. norm, turn, gate: RMSNorm, rotary positions and SwiGLU of rows.
+    step: a decoding step. linear: a linear layer, in float32, or of 8 bits for processors that have VNNI. attention: of
+    queries over keys. norm, turn, gate: RMSNorm, rotary positions and SwiGLU of rows.
     """
     path = _path()
     if path in _REFUSED:

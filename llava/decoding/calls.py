@@ -21,19 +21,35 @@ def multiplied(run: build.Run, x: Tensor, levels: Tensor, scales: Tensor, bias: 
 
     All but the levels in float32, all on the CPU. Raises ValueError for other types and for an x of another width.
     """
-    (outputs, inputs), threads = levels.shape, torch.get_num_threads()
+    inputs = levels.shape[1]
     floats = [one for one in (x, scales, bias) if one is not None]
     if x.shape[-1] != inputs or any(one.dtype != torch.float32 or not one.is_cpu for one in floats):
         raise ValueError(f"expected float32 on a CPU, (..., {inputs}); found {x.dtype}, {tuple(x.shape)}")
-    x, levels, scales = x.contiguous(), levels.contiguous(), scales.contiguous()
-    bias = None if bias is None else bias.contiguous()
+    return _product(run, layout.INT8_BYTES, x, levels, scales, bias)
+
+
+def multiplied_in_order(x: Tensor, weight: Tensor) -> Tensor | None:
+    """x (..., in) times a weight (out, in), in float32; None where the function is not there for them.
+
+    Sums of a row have an order of their own, whatever rows are beside it; those of PyTorch's libraries may not.
+    """
+    run = _function("linear", x, weight) if x.shape[-1] == weight.shape[1] else None
+    return _product(run, layout.FLOAT32, x, weight) if run and x.numel() else None
+
+
+def _product(
+    run: build.Run, kind: int, x: Tensor, weight: Tensor, scales: Tensor | None = None, bias: Tensor | None = None
+) -> Tensor:
+    (outputs, inputs), threads = weight.shape, torch.get_num_threads()
+    x, weight = x.contiguous(), weight.contiguous()
+    scales, bias = (None if one is None else one.contiguous() for one in (scales, bias))
     rows, each = x.numel() // inputs, layout.scratch(inputs)
     y = x.new_empty(*x.shape[:-1], outputs)
     memory = torch.empty(rows * (inputs + _FLOAT) + threads * each, dtype=torch.uint8, device="cpu")
     of_rows = memory.data_ptr() + rows * inputs
     words = [0, rows, x.data_ptr(), y.data_ptr(), memory.data_ptr(), of_rows, of_rows + rows * _FLOAT, each]
-    layer = [levels.data_ptr(), scales.data_ptr(), 0 if bias is None else bias.data_ptr()]
-    call = torch.tensor([*words, layout.INT8_BYTES, outputs, inputs, *layer], device="cpu")
+    layer = [weight.data_ptr(), *(0 if one is None else one.data_ptr() for one in (scales, bias))]
+    call = torch.tensor([*words, kind, outputs, inputs, *layer], device="cpu")
     call[layout.ALONE] = call.data_ptr() + call.itemsize * len(words)
     run(call.data_ptr(), threads)
     return y

@@ -33,8 +33,8 @@ SUMS = PANEL * PANEL_ROWS
 # of each, and that for parts of attention.
 MODEL, ROWS, FIRST_ROW, LOGITS, SHARED, PRIVATE, PRIVATE_BYTES, PARTS = range(8)
 
-# A linear layer of 8 bits alone: its own table, the number of rows, where they, the outputs, the rows in 8 bits and
-# their scales are, and the scratch memory of each thread.
+# A linear layer alone, of 8 bits or in float32: its own table, the number of rows, where they, the outputs, the rows in
+# 8 bits and their scales are, and the scratch memory of each thread.
 ALONE, ALONE_ROWS, INPUT, OUTPUT, READY, READY_SCALES, SCRATCH, SCRATCH_BYTES = range(8)
 
 # Attention: sequences, heads, those that share keys, their size, queries and slots of a sequence, the slot of the first

@@ -171,7 +171,7 @@ def multiply(
 
 @numba.cfunc(types.void(types.CPointer(types.int64)), error_model="numpy")
 def linear(call: Any) -> None:
-    """One thread's part of a linear layer of 8 bits (INT8_BYTES) alone; all of the team call it with the same table."""
+    """One thread's part of a linear layer alone (INT8_BYTES, FLOAT32); all of the team call it with the same table."""
     thread, threads = np.int64(thread_number()), np.int64(thread_count())
     table, rows = array(call[layout.ALONE], words), call[layout.ALONE_ROWS]
     inputs, outputs = table[layout.INPUTS], table[layout.OUTPUTS]
@@ -182,4 +182,5 @@ def linear(call: Any) -> None:
     first, last = share(outputs, thread, threads), share(outputs, thread + 1, threads)
     scratch = call[layout.SCRATCH] + thread * call[layout.SCRATCH_BYTES]
     y = array(call[layout.OUTPUT], types.float32)
-    multiply(table, ready, scales, rows, y, outputs, first, last, False, scratch)
+    x = ready if table[layout.KIND] == INT8_BYTES else call[layout.INPUT]
+    multiply(table, x, scales, rows, y, outputs, first, last, False, scratch)

@@ -8,12 +8,15 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from llava.decoding.calls import multiplied_in_order
 from llava.errors import LlavaError
 from llava.models.llava import LlavaModel
 from llava.quantization.pack import Factors, PackedAttention, PackedMLP
 
 Span = tuple[str, int, int]  # a variant, and the rows of a step that are its
+_UNIT = 16  # of a LoRA's rank
 
 
 class VariantLinear(nn.Module):
@@ -25,16 +28,23 @@ class VariantLinear(nn.Module):
         self._factors: dict[str, Factors] = {}
 
     def add(self, variant: str, down: Tensor, up: Tensor) -> None:
-        """A variant's A (r, in) and scaled B (out, r)."""
-        self._factors[variant] = (down, up)
+        """A variant's A (r, in) and scaled B (out, r); with zeros, r becomes what the compiled product reads."""
+        more = -len(down) % _UNIT
+        self._factors[variant] = (F.pad(down, (0, 0, 0, more)), F.pad(up, (0, more)))
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.layer(x)
         for variant, start, end in self._spans:
             if variant in self._factors:
                 down, up = self._factors[variant]
-                out[..., start:end, :] += x[..., start:end, :] @ down.T @ up.T
+                out[..., start:end, :] += _times(_times(x[..., start:end, :], down), up)
         return out
+
+
+def _times(x: Tensor, weight: Tensor) -> Tensor:
+    """A product that gives each row the same, bit for bit, however many of its request's rows a step has."""
+    found = multiplied_in_order(x, weight)
+    return F.linear(x, weight) if found is None else found
 
 
 class Variants:

@@ -60,6 +60,21 @@ def compiled(layer: Plain8Linear, x: Tensor) -> Tensor:
     return calls.multiplied(run, x, layer.levels, layer.scales, layer.bias)
 
 
+@pytest.mark.parametrize(("outputs", "inputs"), [(16, 576), (960, 32), (17, 64)])
+@torch.inference_mode()
+def test_products_in_order_give_a_row_the_same_beside_any_others(threads: int, outputs: int, inputs: int) -> None:
+    torch.manual_seed(0)
+    x, weight = torch.randn(2, 35, inputs), torch.randn(outputs, inputs)
+    whole = calls.multiplied_in_order(x, weight)
+    assert whole is not None
+    torch.testing.assert_close(whole.double(), x.double() @ weight.double().T, rtol=0, atol=1e-4)
+    for start, end in ((0, 1), (1, 3), (3, 10), (10, 35)):
+        part = calls.multiplied_in_order(x[:, start:end], weight)
+        assert part is not None and torch.equal(part, whole[:, start:end])
+    assert calls.multiplied_in_order(x[..., :16], weight) is None
+    assert calls.multiplied_in_order(x[:0], weight) is None
+
+
 @torch.inference_mode()
 def test_a_row_with_what_is_no_number_has_none_and_others_have() -> None:
     torch.manual_seed(0)

@@ -14,8 +14,10 @@ from llava.assistant import Assistant
 from llava.checkpoints.native import Loaded
 from llava.checkpoints.shared import base_name, load_shared
 from llava.config import Precision, Storage
+from llava.decoding import build
 from llava.engine.engine import Engine
 from llava.engine.sampling import Sampling
+from llava.engine.scheduler import Limits
 from llava.errors import LlavaError
 from llava.registry import EMBEDDED
 
@@ -66,6 +68,25 @@ def test_variants_at_once_answer_as_each_does_alone(folders: dict[str, Path], pr
                 assert scores == pytest.approx([score.logprob for score in answer.scored], abs=tolerance)
             seen.add(tuple(score.logprob for score in answer.scored))
     assert len(seen) == 6  # the variants do differ
+
+
+def test_in_8_bits_a_variants_scores_do_not_depend_on_what_is_read_beside_it(folders: dict[str, Path]) -> None:
+    """A prompt's rows are read in other parts where others want to be read too, and with other rows beside them."""
+    build.wait()
+    model, variants, processors = load_shared(folders, (Storage("int8", False), torch.device("cpu")))
+    sampling, limits = Sampling(8, logprobs=2), Limits(64, shared_tokens=37)
+    found = []
+    for others in ((), ("own", "ann", "bob")):
+        engine = Engine(model, processors["own"].tokenizer, limits=limits, variants=variants)
+        asked = {name: Assistant(Loaded(model, processor), name) for name, processor in processors.items()}
+        first = engine.submit(asked["ann"].request([Message.user(Image(SHAPE), "a b c " * 20)]), sampling)
+        for name in others:
+            engine.submit(asked[name].request([Message.user("What do you know of the sea? " * 12)]), sampling)
+        while engine.busy:
+            engine.step()
+        found.append((first.output, [score.logprob for score in first.scored]))
+    # the head's products are PyTorch's; a level that fell to the other side moves scores by a thousand times as much
+    assert found[0][0] == found[1][0] and found[0][1] == pytest.approx(found[1][1], abs=1e-5) and len(found[0][0]) > 2
 
 
 def test_what_cannot_be_shared_is_told(folders: dict[str, Path], tmp_path: Path) -> None:
