@@ -99,7 +99,7 @@ def _dequantized(raw: Tensor, kind: int) -> Tensor:
         return raw.view(torch.float32)
     weights, size = _block(kind)
     blocks = raw.view(-1, size)
-    out, step = torch.empty(len(blocks), weights), max(1, _AT_ONCE // weights)
+    out, step = torch.empty(len(blocks), weights, dtype=torch.float32), max(1, _AT_ONCE // weights)
     for part, place in zip(torch.split(blocks, step), torch.split(out, step), strict=True):
         if kind == _Q4_1:  # scale, least, and 16 bytes: the first 16 weights in their lower halves
             scale, least = part[:, :4].contiguous().view(torch.float16).float().T[..., None]
