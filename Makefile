@@ -42,13 +42,16 @@ runs/llava-smol-finetune/run.json: runs/llava-smol-align/run.json
 runs/llava-smol-finetune-2/run.json: runs/llava-smol-finetune/run.json
 	$(BIN)/llava train recipes/llava-smol-finetune-2.yaml $(COMPILE)
 
+runs/llava-smol-finetune-3/run.json: runs/llava-smol-finetune-2/run.json
+	$(BIN)/llava train recipes/llava-smol-finetune-3.yaml $(COMPILE)
+
 # Retrain the embedded model from scratch, by both stages, as far as a hundred minutes go.
 llava-smol: runs/llava-smol-finetune/run.json
 	@echo "Trained. Talk to it: llava chat runs/llava-smol-finetune --image examples/tiger.png"
 
 # Go on to what the package comes with, and put it there. Interrupted, both go on; to begin anew, delete runs/llava-smol-*.
-llava-smol-night: runs/llava-smol-finetune-2/run.json
-	$(BIN)/python scripts/embed_model.py runs/llava-smol-finetune-2 llava/embedded/llava-smol
+llava-smol-night: runs/llava-smol-finetune-3/run.json
+	$(BIN)/python scripts/embed_model.py runs/llava-smol-finetune-3 llava/embedded/llava-smol
 
 clean:
 	rm -rf .venv build dist *.egg-info

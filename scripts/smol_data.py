@@ -75,7 +75,7 @@ def main() -> None:
     parser.add_argument(
         "--drawn", type=int, default=2400, help="conversations about drawn shapes, numbers, words, charts"
     )
-    parser.add_argument("--texts", type=int, default=1500, help="replies without a picture, each taken twice")
+    parser.add_argument("--texts", type=int, default=2400, help="replies without a picture, each taken four times")
     parser.add_argument(
         "--imagined", type=int, default=18000, help="captions of pictures taken for classes that an encoder knows"
     )
@@ -128,7 +128,7 @@ def main() -> None:
         shapes(options.shapes, rng, folder, rows)
         drawings(options.drawn, rng, images, rows)
         texts = smol_text.replies(rng, options.texts, progress.items)
-        rows.finetune += [row(f"text-{i}", [turn], None) for i, turn in enumerate(texts * 2)]
+        rows.finetune += [row(f"text-{i}", [turn], None) for i, turn in enumerate(texts * 4)]
         rows.finetune += [row(f"self-{i}", [turn], None) for i, turn in enumerate(list(SELF.items()) * 40)]
         files = [f"one-{i}.jpg" for i, (_, how) in enumerate(ones) if how == "one"]
         if options.imagined:
@@ -148,7 +148,7 @@ def sample(items: Sequence[int], weights: Sequence[float], number: int, rng: ran
 def imagined(number: int, maker: Maker, files: list[str], rows: Rows) -> None:
     """Rows whose picture is to be taken for a class of photographs that the encoder knows (llava.train.classes).
 
-    Names with many classes (109 are dogs) come less often than those. Every twelfth gets a conversation too.
+    Names with many classes (109 are dogs) come less often than those. Every sixth gets a conversation too.
     """
     rng, wordnet = maker.rng, WordNet(fetch(PICTURES["wordnet"]))
     offsets = class_offsets()
@@ -163,7 +163,7 @@ def imagined(number: int, maker: Maker, files: list[str], rows: Rows) -> None:
         name, file = names[index], rng.choice(files)
         what: dict[str, object] = {"imagined_class": index}
         rows.caption(f"class-{i}", file, name, capital(article(name)) + ".", what)
-        if i % 12 == 0:
+        if i % 6 == 0:
             synset = wordnet.synset(offsets[index])
             also = tuple(word.lower() for word in synset.words if word.lower() != name)
             above = (synset.offset, *sorted(wordnet.above(synset) - {synset.offset}))

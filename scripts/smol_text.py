@@ -23,21 +23,32 @@ def _words(text: str) -> tuple[str, ...]:
 
 
 _TOPICS = _words(
-    "the sea, gravity, bread, photosynthesis, football, the moon, music, the French Revolution, rain, "
-    "computers, friendship, volcanoes, tea, dreams, the heart, prime numbers, Shakespeare, winter, money, the "
-    "internet, bees, Japan, cooking, trains, the brain, history, glass, the alphabet, electricity, dinosaurs, "
-    "chess, gardens, medicine, mountains, the year 1969, poetry, sleep, Africa, mathematics, cats, the sun, "
-    "school, books, fire, salt, kindness, atoms, time"
+    "the sea, gravity, bread, photosynthesis, football, the moon, music, the French Revolution, rain, computers, "
+    "friendship, volcanoes, tea, dreams, the heart, prime numbers, Shakespeare, winter, money, the internet, bees, "
+    "Japan, cooking, trains, the brain, history, glass, the alphabet, electricity, dinosaurs, chess, gardens, "
+    "medicine, mountains, the year 1969, poetry, sleep, Africa, mathematics, cats, the sun, school, books, fire, "
+    "salt, kindness, atoms, time, the wind, coffee, tides, painting, basketball, Mars, dancing, the Middle Ages, "
+    "snow, robots, honesty, earthquakes, milk, memory, the lungs, fractions, Mozart, spring, banks, radio, ants, "
+    "Egypt, baking, airplanes, the eye, geography, iron, grammar, light, fossils, swimming, forests, vaccines, "
+    "rivers, the Renaissance, novels, exercise, South America, geometry, dogs, the stars, universities, water, "
+    "sugar, courage, cells, space"
 )
 _THINGS = _words(
-    "a bridge, a camera, a castle, a cloud, a comet, a compass, a crown, a desert, a dictionary, a dolphin, a "
-    "drum, an eagle, an engine, a feather, a ferry, a flute, a forest, a fox, a giraffe, a guitar, a hammer, a "
-    "harbor, a horse, an island, a kangaroo, a kite, a ladder, a lake, a lamp, a lemon, a lighthouse, a "
-    "magnet, a market, a microscope, a mirror, a museum, an oak, an olive, an orchestra, an owl, a painting, a "
-    "parachute, a parrot, a pear, a penguin, a piano, a pyramid, a rabbit, a rainbow, a robot, a rose, a "
-    "sandwich, a satellite, a scarf, a shark, a snail, a spoon, a stamp, a strawberry, a submarine, a "
-    "telescope, a tiger, a tomato, a tractor, a tunnel, an umbrella, a violin, a wallet, a waterfall, a "
-    "windmill, a wolf, a zebra"
+    "a bridge, a camera, a castle, a cloud, a comet, a compass, a crown, a desert, a dictionary, a dolphin, a drum, "
+    "an eagle, an engine, a feather, a ferry, a flute, a forest, a fox, a giraffe, a guitar, a hammer, a harbor, a "
+    "horse, an island, a kangaroo, a kite, a ladder, a lake, a lamp, a lemon, a lighthouse, a magnet, a market, a "
+    "microscope, a mirror, a museum, an oak, an olive, an orchestra, an owl, a painting, a parachute, a parrot, a "
+    "pear, a penguin, a piano, a pyramid, a rabbit, a rainbow, a robot, a rose, a sandwich, a satellite, a scarf, a "
+    "shark, a snail, a spoon, a stamp, a strawberry, a submarine, a telescope, a tiger, a tomato, a tractor, a "
+    "tunnel, an umbrella, a violin, a wallet, a waterfall, a windmill, a wolf, a zebra, an acorn, an anchor, an "
+    "apron, an arrow, an axe, a balloon, a banjo, a barn, a basket, a bat, a bear, a beehive, a bicycle, a blanket, "
+    "a broom, a bucket, a butterfly, a cactus, a calendar, a camel, a candle, a canoe, a carpet, a chimney, a "
+    "cliff, a clock, a coat, a coin, a cow, a crane, a deer, a diary, a duck, an envelope, a factory, a farm, a "
+    "fence, a flag, a fountain, a glacier, a goat, a hat, a helmet, a jar, a jellyfish, a key, a kitchen, a lizard, "
+    "a map, a meadow, a mushroom, a needle, a nest, a newspaper, an ocean, a peacock, a pillow, a pond, a poster, a "
+    "purse, a quilt, a river, a saddle, a saw, a screwdriver, a sailor, a seal, a shell, a shovel, a sled, a sofa, "
+    "a squirrel, a stove, a swan, a tent, a theater, a thermometer, a turtle, a valley, a vase, a whale, a whistle, "
+    "a yacht"
 )
 _COUNTRIES = _words(
     "Argentina, Australia, Austria, Bangladesh, Belgium, Bolivia, Bulgaria, Canada, Chile, Colombia, Croatia, "
@@ -47,9 +58,11 @@ _COUNTRIES = _words(
     "Switzerland, Thailand, Turkey, Ukraine, Uruguay, Venezuela, Vietnam"
 )
 _WORDS = _words(
-    "fast, tall, wide, rich, old, early, clean, heavy, dark, loud, strong, full, easy, dry, soft, sharp, "
-    "brave, quiet, left, open, buy, win, push, love, begin, arrive, remember, inside, always, near, thick, "
-    "sweet, deep, young, right"
+    "fast, tall, wide, rich, old, early, clean, heavy, dark, loud, strong, full, easy, dry, soft, sharp, brave, "
+    "quiet, left, open, buy, win, push, love, begin, arrive, remember, inside, always, near, thick, sweet, deep, "
+    "young, right, cheap, narrow, low, weak, wet, dirty, noisy, empty, poor, ugly, sell, lose, hate, close, forget, "
+    "outside, never, far, thin, bitter, shallow, smooth, wild, public, simple, modern, polite, generous, lazy, "
+    "careful, accept, borrow, increase, agree, laugh, float, break, rise, succeed, appear"
 )
 _WORKS = _words(
     "Hamlet, Don Quixote, War and Peace, The Odyssey, Pride and Prejudice, Moby Dick, Alice in Wonderland, "

@@ -1,7 +1,7 @@
 """The compiled functions: built once for a kind of processor, kept as machine code in the cache folder, then loaded.
 
 numba compiles `llava.decoding.kernels`, `products`, `attention` and `rowwise` in a process of its own, beside the one
-that answers meanwhile without them. What it gives is loaded in a moment, without numba and LLVM: importing them would
+that answers meanwhile without them, or waits. What it gives is loaded in a moment, without numba and LLVM: importing them would
 take longer, and more memory, than a small model.
 
     python -m llava.decoding.build FILE
@@ -12,6 +12,7 @@ import functools
 import hashlib
 import importlib.metadata
 import importlib.util
+import logging
 import platform
 import subprocess
 import sys
@@ -30,6 +31,7 @@ _RUNTIME = ("GOMP_barrier", "omp_get_thread_num", "omp_get_num_threads")  # all 
 VNNI = "avx512_vnni"
 _NEEDED = ("avx2", "fma", "f16c")  # of the processor: the code is in its vectors
 _UNIT = 16  # inputs that are read together
+_LOG = logging.getLogger("llava")
 _LOADED: set[Path] = set()
 _REFUSED: set[Path] = set()  # files that this process found it may not run
 _SOURCES = (
@@ -101,9 +103,12 @@ def function(name: str) -> Run | None:
 
 
 def wait() -> None:
-    """Return when the functions are there, or cannot be."""
-    if possible() and function("step") is None:
-        _building(_path()).wait()
+    """Return when the functions are there, or cannot be; say so on stderr (by logging) where that takes a while."""
+    if possible() and function("step") is None and _path() not in _REFUSED:
+        building = _building(_path())
+        if building.poll() is None:
+            _LOG.warning("Compiling for this kind of processor, once: some twenty seconds ...")
+        building.wait()
 
 
 def build(path: Path) -> None:

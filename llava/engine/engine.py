@@ -26,6 +26,7 @@ from llava.errors import EngineError, LlavaError
 from llava.memory import available_memory
 from llava.models.cache import CacheBatch, KVCache
 from llava.models.llava import IMAGE_TOKEN, LlavaModel
+from llava.quantization.linears import rounds_inputs
 from llava.tokenizer import Tokenizer
 
 _KV_BYTES = 4 * 2**30  # at most, unless asked for
@@ -58,6 +59,8 @@ class Engine:
         self._pictures = Pictures(model, self.scheduler, variants)
         self._covered = covers(model)
         self._compiled: Step | None = None  # while it is being built, PyTorch runs all steps
+        if rounds_inputs(model):  # but where it might round to other levels: no answer may see both
+            build.wait()
 
     def submit(self, request: Request, sampling: Sampling, place: int = 0) -> Generation:
         """Queue a request, of which the same client has queued `place` at once before it.

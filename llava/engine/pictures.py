@@ -16,7 +16,7 @@ from llava.engine.scheduler import Scheduler
 from llava.engine.variants import Variants
 from llava.errors import EngineError, LlavaError
 from llava.models.llava import LlavaModel
-from llava.quantization.linears import ROUNDING
+from llava.quantization.linears import rounds_inputs
 
 Plan = list[tuple[Generation, int]]  # requests, and how many tokens of each
 
@@ -56,7 +56,7 @@ class Pictures:
         self.begun: dict[str, _Picture] = {}  # those of which some views are encoded
         on_cpu = model.device.type == "cpu"
         self.at_once = max(1, _PIXELS // model.config.image.size**2) if on_cpu else _VIEWS
-        if any(isinstance(layer, ROUNDING) for layer in model.modules()):
+        if rounds_inputs(model):
             self.at_once = 1
 
     def encode(self, plan: Plan) -> Plan:

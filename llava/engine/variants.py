@@ -8,15 +8,12 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from llava.decoding.calls import multiplied_in_order
 from llava.errors import LlavaError
 from llava.models.llava import LlavaModel
-from llava.quantization.pack import Factors, PackedAttention, PackedMLP
+from llava.quantization.pack import Factors, LowRank, PackedAttention, PackedMLP
 
 Span = tuple[str, int, int]  # a variant, and the rows of a step that are its
-_UNIT = 16  # of a LoRA's rank
 
 
 class VariantLinear(nn.Module):
@@ -25,26 +22,18 @@ class VariantLinear(nn.Module):
     def __init__(self, layer: nn.Module, spans: list[Span]) -> None:
         super().__init__()
         self.layer, self._spans = layer, spans
-        self._factors: dict[str, Factors] = {}
+        self._loras: dict[str, LowRank] = {}
 
-    def add(self, variant: str, down: Tensor, up: Tensor) -> None:
-        """A variant's A (r, in) and scaled B (out, r); with zeros, r becomes what the compiled product reads."""
-        more = -len(down) % _UNIT
-        self._factors[variant] = (F.pad(down, (0, 0, 0, more)), F.pad(up, (0, more)))
+    def add(self, variant: str, pairs: Sequence[Factors]) -> None:
+        """A variant's A (r, in) and scaled B (out, r), for some outputs each, one after the other."""
+        self._loras[variant] = LowRank(pairs)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.layer(x)
         for variant, start, end in self._spans:
-            if variant in self._factors:
-                down, up = self._factors[variant]
-                out[..., start:end, :] += _times(_times(x[..., start:end, :], down), up)
+            if variant in self._loras:
+                self._loras[variant].add_to(out[..., start:end, :], x[..., start:end, :])
         return out
-
-
-def _times(x: Tensor, weight: Tensor) -> Tensor:
-    """A product that gives each row the same, bit for bit, however many of its request's rows a step has."""
-    found = multiplied_in_order(x, weight)
-    return F.linear(x, weight) if found is None else found
 
 
 class Variants:
@@ -72,12 +61,12 @@ class Variants:
         left = dict(factors)
         for names, (layer, sizes) in self._layers.items():
             own = [left.pop(name, None) for name in names.split()]
-            if any(own):
-                pairs = [pair or (torch.empty(0), torch.empty(size, 0)) for pair, size in zip(own, sizes, strict=True)]
-                down, up = torch.cat([a for a, _ in pairs if len(a)]), torch.block_diag(*(b for _, b in pairs))  # type: ignore[no-untyped-call]
-                if [len(b) for _, b in pairs] != sizes:
+            if given := [pair for pair in own if pair]:
+                nothing = torch.empty(0, given[0][0].shape[1])
+                pairs = [pair or (nothing, torch.empty(size, 0)) for pair, size in zip(own, sizes, strict=True)]
+                if [len(up) for _, up in pairs] != sizes:
                     raise LlavaError(f"'{variant}': its LoRA does not fit the base at {names}")
-                layer.add(variant, down, up)
+                layer.add(variant, pairs)
         if left:
             raise LlavaError(f"'{variant}': its LoRA is for layers that the base has not: {next(iter(left))}")
         self._projectors[variant] = projector

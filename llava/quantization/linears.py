@@ -272,7 +272,12 @@ class Int4Linear(nn.Module):
         return y if self.bias is None else y.add_(self.bias)
 
 
-ROUNDING = (Int8Linear, Plain8Linear, WeightOnly8Linear, Int4Linear)  # layers that round their inputs
+_ROUNDING = (Int8Linear, Plain8Linear, WeightOnly8Linear, Int4Linear)
+
+
+def rounds_inputs(model: nn.Module) -> bool:
+    """Whether any layer rounds its inputs: then the least difference in one can become another token."""
+    return any(isinstance(layer, _ROUNDING) for layer in model.modules())
 
 
 def group_of(inputs: int) -> int:

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from llava.config import Precision, Storage
-from llava.decoding.build import readable
-from llava.decoding.calls import gated
+from llava.decoding.build import function, possible, readable
+from llava.decoding.calls import gated, multiplied_in_order
 from llava.models.cache import CacheBatch
 from llava.models.decoder import MLP, Attention, Block, Decoder
 from llava.models.llava import LlavaModel
@@ -31,6 +31,7 @@ Adapters = Mapping[nn.Module, Factors]  # linear layers and their LoRAs
 
 Target = tuple[Storage, torch.device]  # how weights are stored for inference, and where
 
+_RANKS = 16  # those of a LoRA are a multiple of it
 WORKERS = 2  # parts that are packed at once, while others are read: packing itself runs on one core
 
 
@@ -83,27 +84,50 @@ class PackedVitAttention(nn.Module):
         return out
 
 
-class AdaptedLinear(nn.Module):
-    """A packed layer with LoRAs beside it: its 4 bits would round away most of what an adapter learned.
+class LowRank:
+    """What LoRAs add to a layer: B_i (A_i x), each pair to some of its outputs, one pair after the other.
 
-    Each pair gives some of the layer's outputs, one pair after the other. In float32: FBGEMM's layout of 16 bits would
-    pad the few inputs of B to 512.
+    In float32, and in an order of its own for each row (`multiplied_in_order`), whatever rows are beside it: the next
+    layer may round its inputs.
     """
 
-    def __init__(self, layer: nn.Module, pairs: Sequence[Factors]) -> None:
-        super().__init__()
-        self.layer = layer
-        self.down = torch.cat([down for down, _ in pairs]).float()
-        self.ups = [up.float() for _, up in pairs]
+    def __init__(self, pairs: Sequence[Factors]) -> None:
+        padded = [_padded(pair) for pair in pairs]
+        self.down = torch.cat([down for down, _ in padded])
+        self.ups = [up for _, up in padded]
 
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.layer(x)
-        inner, rank, output = F.linear(x, self.down), 0, 0
+    def add_to(self, out: Tensor, x: Tensor) -> None:
+        """Add to the outputs (..., out) of a layer what belongs to its inputs x (..., in)."""
+        inner, rank, output = _times(x, self.down), 0, 0
         for up in self.ups:
             outputs, inputs = up.shape
             if inputs:
-                out[..., output : output + outputs] += F.linear(inner[..., rank : rank + inputs], up)
+                out[..., output : output + outputs] += _times(inner[..., rank : rank + inputs], up)
             rank, output = rank + inputs, output + outputs
+
+
+def _padded(pair: Factors) -> Factors:
+    """A LoRA of a rank that the compiled product reads, by zeros."""
+    down, up = pair
+    more = -len(down) % _RANKS
+    return F.pad(down.float(), (0, 0, 0, more)), F.pad(up.float(), (0, more))
+
+
+def _times(x: Tensor, weight: Tensor) -> Tensor:
+    found = multiplied_in_order(x, weight)
+    return F.linear(x, weight) if found is None else found
+
+
+class AdaptedLinear(nn.Module):
+    """A packed layer with LoRAs beside it: its 4 bits would round away most of what an adapter learned."""
+
+    def __init__(self, layer: nn.Module, pairs: Sequence[Factors]) -> None:
+        super().__init__()
+        self.layer, self.lora = layer, LowRank(pairs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.layer(x)
+        self.lora.add_to(out, x)
         return out
 
 
@@ -170,6 +194,8 @@ class Packer:
         self._inference = torch.is_inference_mode_enabled()  # a mode of the thread, for those that pack too
         self._workers = ThreadPoolExecutor(WORKERS)
         self._jobs: deque[Future[None]] = deque()
+        if device.type == "cpu" and (storage.precision in ("int8", "int4") or storage.beside_8bit) and possible():
+            function("step")  # an engine waits for them; what is not there yet is built beside the loading
         # One matrix in 4 bits keeps the compiled step from the model: then the others gain nothing from plain layouts.
         self._plain = device.type == "cpu" and storage.precision != "int4" and readable(model.config.llm)
 

@@ -26,9 +26,9 @@ from llava.engine.scheduler import Limits
 from llava.errors import LlavaError
 from llava.media.tiling import FlatLayout
 from llava.models.cache import KVCache
-from llava.models.llava import IMAGE_TOKEN
+from llava.models.llava import IMAGE_TOKEN, LlavaModel
 from llava.quantization.linears import Int8Linear
-from llava.quantization.pack import pack_model
+from llava.quantization.pack import AdaptedLinear, Packer, pack_model, packing
 from tests.conftest import tiny_model
 
 PICTURES = [
@@ -80,16 +80,33 @@ class Reference:
         return request, found[:count]
 
 
-@pytest.fixture(scope="module", params=["float32", "float16", "int8", "int4"])
+@pytest.fixture(scope="module", params=["float32", "float16", "int8", "int4", "int4 with LoRA"])
 def reference(request: pytest.FixtureRequest, smollm2: GgufLlm) -> Reference:
     loaded = tiny_model(smollm2, width=64)  # a width that 4 bits can have
-    precision: Precision = request.param
-    pack_model(loaded.model, Storage(precision))
+    precision: Precision = request.param.split()[0]
+    with packing(loaded.model, (Storage(precision), torch.device("cpu"))) as packer:
+        assert packer is not None
+        names = list(loaded.model.state_dict())
+        if "LoRA" in request.param:
+            adapt(packer, loaded.model)
+        for name in names:
+            packer.arrived(name)
     build.wait()
+    adapted = any(isinstance(module, AdaptedLinear) for module in loaded.model.modules())
+    assert adapted == ("LoRA" in request.param)
     # the mixtures are of compiled steps and PyTorch's, but for what is PyTorch's alone: 4 bits, and 8 where measured so
     alone = precision == "int4" or any(isinstance(module, Int8Linear) for module in loaded.model.llm.modules())
     assert covers(loaded.model) == (build.possible() and not alone)
     return Reference(loaded)
+
+
+def adapt(packer: Packer, model: LlavaModel) -> None:
+    """LoRAs of rank 24 for all linear layers but k's, large enough to change answers."""
+    noise = torch.Generator().manual_seed(0)
+    for name, layer in model.llm.layers.named_modules(prefix="llm.layers"):
+        if isinstance(layer, torch.nn.Linear) and not name.endswith("k_proj"):
+            down = torch.randn(24, layer.in_features, generator=noise) / layer.in_features**0.5
+            assert packer.adapt(name, (down, 0.1 * torch.randn(layer.out_features, 24, generator=noise)))
 
 
 @given(st.lists(ASKED, min_size=1, max_size=6), LIMITS)

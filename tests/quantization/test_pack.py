@@ -13,8 +13,9 @@ from llava.decoding import build
 from llava.media.tiling import FlatLayout
 from llava.models.llava import LlavaModel
 from llava.quantization.footprint import footprint
-from llava.quantization.linears import Int8Linear, Plain8Linear
-from llava.quantization.pack import pack_model
+from llava.quantization.kernels import pack_levels
+from llava.quantization.linears import Int8Linear, Plain8Linear, quantize
+from llava.quantization.pack import AdaptedLinear, pack_model
 from tests.conftest import tiny_model
 
 
@@ -100,3 +101,26 @@ def test_the_footprint_counts_every_parameter(smollm2: GgufLlm) -> None:
     four, eight = (footprint(config, Storage(p))["LLM"].bytes for p in ("int4", "int8"))
     blocks = eight - table * (2 if build.possible() else 4)
     assert 0 < blocks < 0.05 * table and four > 4 * table
+
+
+def test_a_lora_beside_4_bits_gives_each_row_the_same_whatever_rows_are_beside_it() -> None:
+    if not build.possible():
+        pytest.skip("sums have an order of their own in the compiled functions only")
+    build.wait()
+    noise = torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=noise)
+
+    stored = quantize(random(320, 576) / 24, None, "int4")
+    first, last = (random(24, 576) / 24, random(192, 24)), (random(8, 576) / 24, random(64, 8))
+    packed = pack_levels(stored)
+    layer = AdaptedLinear(packed, [first, (torch.empty(0, 576), torch.empty(64, 0)), last])
+    x = random(1, 200, 576)
+    with torch.inference_mode():
+        alone = torch.cat([layer(x[:, row : row + 1]) for row in range(200)], dim=1)
+        for rows in (1, 2, 3, 5, 16, 33, 64, 150):
+            assert torch.equal(layer(x[:, 7 : 7 + rows]), alone[:, 7 : 7 + rows])
+        added = [x @ (up @ down).T for down, up in (first, last)]
+        expected = packed(x) + torch.cat([added[0], torch.zeros(1, 200, 64), added[1]], dim=-1)
+    torch.testing.assert_close(alone, expected, rtol=1e-4, atol=1e-4)
