@@ -1,8 +1,8 @@
 """The compiled functions: built once for a kind of processor, kept as machine code in the cache folder, then loaded.
 
 numba compiles `llava.decoding.kernels`, `products`, `attention` and `rowwise` in a process of its own, beside the one
-that answers meanwhile without them, or waits. What it gives is loaded in a moment, without numba and LLVM: importing them would
-take longer, and more memory, than a small model.
+that answers meanwhile without them, or waits. What it gives is loaded in a moment, without numba and LLVM: importing
+them would take longer, and more memory, than a small model.
 
     python -m llava.decoding.build FILE
 """

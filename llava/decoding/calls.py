@@ -1,6 +1,8 @@
 """The compiled functions called with tensors: a linear layer of 8 bits, attention, and what rows alone are made to."""
 
 import functools
+from array import array
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -8,6 +10,7 @@ from torch import Tensor
 from llava.decoding import build, layout
 
 _FLOAT = 4  # bytes
+_WORD = "q"  # of a table: 64 bits
 _UNIT = 16  # of a head's size
 
 
@@ -47,21 +50,17 @@ def _product(
     y = x.new_empty(*x.shape[:-1], outputs)
     memory = torch.empty(rows * (inputs + _FLOAT) + threads * each, dtype=torch.uint8, device="cpu")
     of_rows = memory.data_ptr() + rows * inputs
-    words = [0, rows, x.data_ptr(), y.data_ptr(), memory.data_ptr(), of_rows, of_rows + rows * _FLOAT, each]
-    layer = [weight.data_ptr(), *(0 if one is None else one.data_ptr() for one in (scales, bias))]
-    call = torch.tensor([*words, kind, outputs, inputs, *layer], device="cpu")
-    call[layout.ALONE] = call.data_ptr() + call.itemsize * len(words)
-    run(call.data_ptr(), threads)
+    places = [weight.data_ptr(), *(0 if one is None else one.data_ptr() for one in (scales, bias))]
+    layer = array(_WORD, [kind, outputs, inputs, *places])
+    words = [layer.buffer_info()[0], rows, x.data_ptr(), y.data_ptr(), memory.data_ptr()]
+    _call(run, [*words, of_rows, of_rows + rows * _FLOAT, each], threads)
     return y
 
 
-def attention(q: Tensor, keys: Tensor, values: Tensor) -> build.Run | None:
-    """The function for `attended` with these; None where it is not there for them.
-
-    It is as fast as PyTorch's, or faster, for many queries. Few take it too: where inputs of layers are rounded, to 8
-    bits or to bfloat16, the least difference between two ways can become another token.
-    """
-    return _function("attention", q, keys, values)
+def _call(run: build.Run, words: Sequence[int], threads: int) -> None:
+    """Call a function with its table."""
+    table = array(_WORD, words)
+    run(table.buffer_info()[0], threads)
 
 
 def _function(name: str, x: Tensor, *others: Tensor) -> build.Run | None:
@@ -83,8 +82,7 @@ def normed(x: Tensor, weight: Tensor, epsilon: float) -> Tensor | None:
     y = torch.empty_like(x)
     width = x.shape[-1]
     places = (one.data_ptr() for one in (x, weight, _number(epsilon), y))
-    call = torch.tensor([x.numel() // width, width, *places], device="cpu")
-    run(call.data_ptr(), torch.get_num_threads())
+    _call(run, [x.numel() // width, width, *places], torch.get_num_threads())
     return y
 
 
@@ -104,8 +102,7 @@ def turned(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor | None:
     x, stride = (x, x.stride(1)) if side_by_side else (x.contiguous(), heads * size)
     y = x.new_empty(x.shape)
     places = [x.data_ptr(), stride * _FLOAT, cosines.data_ptr(), sines.data_ptr(), positions, y.data_ptr()]
-    call = torch.tensor([sequences * positions, heads, size, *places], device="cpu")
-    run(call.data_ptr(), torch.get_num_threads())
+    _call(run, [sequences * positions, heads, size, *places], torch.get_num_threads())
     return y
 
 
@@ -116,16 +113,21 @@ def gated(gate_up: Tensor) -> Tensor | None:
         return None
     gate_up, width = gate_up.contiguous(), gate_up.shape[-1] // 2
     y = gate_up.new_empty(*gate_up.shape[:-1], width)
-    call = torch.tensor([gate_up.numel() // (2 * width), width, gate_up.data_ptr(), y.data_ptr()], device="cpu")
-    run(call.data_ptr(), torch.get_num_threads())
+    words = [gate_up.numel() // (2 * width), width, gate_up.data_ptr(), y.data_ptr()]
+    _call(run, words, torch.get_num_threads())
     return y
 
 
-def attended(run: build.Run, q: Tensor, keys: Tensor, values: Tensor, start: int, window: int | None = None) -> Tensor:
-    """q (N, H, T, Dh) over keys and values (N, Hkv, S, Dh): (N, H, T, Dh).
+def attended(q: Tensor, keys: Tensor, values: Tensor, start: int, window: int | None = None) -> Tensor | None:
+    """q (N, H, T, Dh) over keys and values (N, Hkv, S, Dh): (N, H, T, Dh); None where the function is not there for it.
 
-    start: the slot of the first query. Each sees its own slot and those before it, `window` of them at most.
+    start: the slot of the first query. Each sees its own slot and those before it, `window` of them at most. It is as
+    fast as PyTorch's, or faster, for many queries. Few take it too: where inputs of layers are rounded, to 8 bits or to
+    bfloat16, the least difference between two ways can become another token.
     """
+    run = _function("attention", q, keys, values)
+    if run is None:
+        return None
     (sequences, heads, queries, size), threads = q.shape, torch.get_num_threads()
     y = q.new_empty(sequences, queries, heads, size)
     each = layout.tile_bytes(size)
@@ -133,6 +135,5 @@ def attended(run: build.Run, q: Tensor, keys: Tensor, values: Tensor, start: int
     words = [sequences, heads, keys.shape[1], size, queries, keys.shape[2], start, window or 0]
     for one in (q, keys, values):
         words += [one.data_ptr(), *(step * _FLOAT for step in one.stride()[:3])]
-    call = torch.tensor([*words, y.data_ptr(), memory.data_ptr(), each], device="cpu")
-    run(call.data_ptr(), threads)
+    _call(run, [*words, y.data_ptr(), memory.data_ptr(), each], threads)
     return y.transpose(1, 2)

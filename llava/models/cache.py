@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from llava.config import DecoderConfig
-from llava.decoding.calls import attended, attention
+from llava.decoding.calls import attended
 from llava.models.rope import rope_tables
 
 
@@ -80,8 +80,9 @@ class CacheBatch:
             values[:, start:end] = v[0, :, row : row + count]
             window = cache.config.sliding_window
             queries = q[:, :, row : row + count]
-            if run := attention(queries, keys, values):
-                outputs.append(attended(run, queries, keys[None, :, :end], values[None, :, :end], start, window))
+            found = attended(queries, keys[None, :, :end], values[None, :, :end], start, window)
+            if found is not None:
+                outputs.append(found)
                 continue
             if number not in self._masks:
                 self._masks[number] = self._mask(cache.config, count, start)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from llava.config import DecoderConfig
-from llava.decoding.calls import attended, attention, normed
+from llava.decoding.calls import attended, normed
 from llava.models.cache import CacheBatch
 from llava.models.rope import rope_tables, rotate
 
@@ -54,11 +54,8 @@ class Attention(nn.Module):
             qk = torch.cat((self.q_norm(qk[:, :, : self.num_heads]), self.k_norm(qk[:, :, self.num_heads :])), dim=2)
         qk = rotate(qk, *rope).transpose(1, 2)
         q, k = qk[:, : self.num_heads], qk[:, self.num_heads :]
-        if batch is not None:
-            y = batch.attend(layer, q, k, v)
-        elif run := attention(q, k, v):
-            y = attended(run, q, k, v, 0, self.sliding_window)
-        else:
+        y = attended(q, k, v, 0, self.sliding_window) if batch is None else batch.attend(layer, q, k, v)
+        if y is None:
             mask = None
             if self.sliding_window is not None and self.sliding_window < T:
                 mask = torch.ones(T, T, dtype=torch.bool, device=q.device).tril().triu(1 - self.sliding_window)

@@ -124,6 +124,12 @@ def seen(queries: int, slots: int, start: int, window: int | None) -> Tensor:
     return visible if window is None else visible & (slot > position - window)
 
 
+def attended(*arguments: Any) -> Tensor:
+    found = calls.attended(*arguments)
+    assert found is not None
+    return found
+
+
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "queries", "slots", "size", "start", "window"),
     [
@@ -143,14 +149,12 @@ def test_attention_equals_pytorchs(
     threads: int, heads: int, kv_heads: int, queries: int, slots: int, size: int, start: int, window: int | None
 ) -> None:
     torch.manual_seed(0)
-    run = build.function("attention")
-    assert run is not None
     q = 2 * torch.randn(2, queries, heads, size).transpose(1, 2)
     keys, values = (torch.randn(2, kv_heads, slots + 3, size) for _ in range(2))
     keys[:, :, slots:] = values[:, :, slots:] = torch.nan  # what is beyond the slots is not read
     keys, values = keys[:, :, :slots], values[:, :, :slots]
     mask = seen(queries, slots, start, window)
-    found = calls.attended(run, q, keys, values, start, window)
+    found = attended(q, keys, values, start, window)
     wide = [one.double() for one in (q, keys, values)]
     expected = F.scaled_dot_product_attention(*wide, attn_mask=mask, enable_gqa=True)
     torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-5)
@@ -159,31 +163,27 @@ def test_attention_equals_pytorchs(
 @torch.inference_mode()
 def test_a_prompt_in_parts_is_the_same_bit_for_bit(threads: int) -> None:
     torch.manual_seed(0)
-    run = build.function("attention")
-    assert run is not None
     q, keys, values = (torch.randn(1, heads, 300, 64) for heads in (4, 2, 2))
-    whole = calls.attended(run, q, keys, values, 0)
+    whole = attended(q, keys, values, 0)
     for start, end in ((0, 1), (1, 33), (33, 170), (170, 300)):
-        part = calls.attended(run, q[:, :, start:end], keys[:, :, :end], values[:, :, :end], start)
+        part = attended(q[:, :, start:end], keys[:, :, :end], values[:, :, :end], start)
         assert torch.equal(part, whole[:, :, start:end])
 
 
 @torch.inference_mode()
 def test_large_scores_and_what_is_not_finite() -> None:
     """Scores of hundreds neither overflow nor lose the others; what is not a number stays one for its query alone."""
-    run = build.function("attention")
-    assert run is not None
     torch.manual_seed(0)
     q, keys, values = (50 * torch.randn(1, 1, 40, 16) for _ in range(3))
-    found = calls.attended(run, q, keys, values, 0)
+    found = attended(q, keys, values, 0)
     expected = F.scaled_dot_product_attention(q.double(), keys.double(), values.double(), is_causal=True)
     torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4)
     q[0, 0, 7] = torch.nan
-    again = calls.attended(run, q, keys, values, 0)
+    again = attended(q, keys, values, 0)
     others = [row for row in range(40) if row != 7]
     assert torch.equal(again[:, :, others], found[:, :, others]) and again[0, 0, 7].isnan().all()
     q[0, 0, 7], keys[0, 0, 20] = 1, torch.nan
-    assert calls.attended(run, q, keys, values, 0)[0, 0, 20:].isnan().all()
+    assert attended(q, keys, values, 0)[0, 0, 20:].isnan().all()
 
 
 @pytest.mark.parametrize("window", [None, 5])
