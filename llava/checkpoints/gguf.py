@@ -43,7 +43,8 @@ _LENGTH = struct.Struct("<Q")
 
 _F32, _Q4_1, _Q8_0 = 0, 3, 8  # kinds of weights (GGMLQuantizationType)
 _BLOCKS = {_F32: (1, 4), _Q4_1: (32, 20), _Q8_0: (32, 34)}  # weights in a block, and its bytes
-_AT_ONCE = 2**18  # weights that are dequantized in one go: what the processor's caches hold
+_AT_ONCE = 2**20  # weights that are dequantized in one go
+_LOWER_HALVES = 0x0F0F0F0F0F0F0F0F  # of eight bytes
 
 
 @dataclass(frozen=True)
@@ -103,8 +104,9 @@ def _dequantized(raw: Tensor, kind: int) -> Tensor:
     for part, place in zip(torch.split(blocks, step), torch.split(out, step), strict=True):
         if kind == _Q4_1:  # scale, least, and 16 bytes: the first 16 weights in their lower halves
             scale, least = part[:, :4].contiguous().view(torch.float16).float().T[..., None]
-            place[:, :16], place[:, 16:] = part[:, 4:] & 15, part[:, 4:] >> 4
-            place.mul_(scale).add_(least)
+            pairs = part[:, 4:].contiguous().view(torch.int64)
+            levels = torch.stack((pairs & _LOWER_HALVES, (pairs >> 4) & _LOWER_HALVES), dim=1)
+            place.copy_(levels.view(torch.uint8).view(-1, weights)).mul_(scale).add_(least)
         elif kind == _Q8_0:  # scale, and 32 bytes with signs
             place.copy_(part[:, 2:].view(torch.int8))
             place.mul_(part[:, :2].contiguous().view(torch.float16).float())

@@ -32,6 +32,7 @@ Adapters = Mapping[nn.Module, Factors]  # linear layers and their LoRAs
 Target = tuple[Storage, torch.device]  # how weights are stored for inference, and where
 
 _RANKS = 16  # those of a LoRA are a multiple of it
+_MUCH = 2**28  # bytes that are freed
 WORKERS = 2  # parts that are packed at once, while others are read: packing itself runs on one core
 
 
@@ -192,7 +193,7 @@ class Packer:
         for name in model.state_dict():
             self._missing.setdefault(_part(name), set()).add(name)
         self._inference = torch.is_inference_mode_enabled()  # a mode of the thread, for those that pack too
-        self._workers = ThreadPoolExecutor(WORKERS)
+        self._workers, self._freed = ThreadPoolExecutor(WORKERS), 0
         self._jobs: deque[Future[None]] = deque()
         if device.type == "cpu" and (storage.precision in ("int8", "int4") or storage.beside_8bit) and possible():
             function("step")  # an engine waits for them; what is not there yet is built beside the loading
@@ -246,13 +247,14 @@ class Packer:
     def _pack_part(self, part: str) -> None:
         path, _, leaf = part.rpartition(".")
         module = self._model.get_submodule(part)
+        freed = 4 * sum(tensor.numel() for tensor in module.state_dict().values())  # bytes in float32, soon
         if self._device.type != "cpu":
             setattr(self._model.get_submodule(path), leaf, place(module, self._on_gpu(module), self._device))
         elif isinstance(module, Block):
             precision = self.storage.precision
             module.self_attn = PackedAttention(module.self_attn, precision, self._adapters, self._plain)  # type: ignore[assignment]
             module.mlp = PackedMLP(module.mlp, precision, self._adapters, self._plain)  # type: ignore[assignment]
-            _give_back()
+            self._give_back(freed)
         elif isinstance(module, VitBlock):
             precision = self._beside(module.mlp.fc1)
             module.self_attn = PackedVitAttention(module.self_attn, precision)  # type: ignore[assignment]
@@ -260,11 +262,22 @@ class Packer:
                 setattr(module.mlp, name, _joined((getattr(module.mlp, name),), precision, {}))
         elif part == "llm.embed_tokens":
             self._pack_embedding(self._model.llm)
-            _give_back()
+            self._give_back(freed)
         elif part == "llm.lm_head":
             self._model.llm.lm_head = _joined((module,), self.storage.head, {}, self._plain)  # type: ignore[arg-type, assignment]
         elif isinstance(module, nn.Linear | Levels):
             setattr(self._model.get_submodule(path), leaf, _joined((module,), self._beside(module), {}))
+
+    def _give_back(self, freed: int) -> None:
+        """Return freed memory to the system, when it has become much: asking for it anew takes time.
+
+        glibc would keep the gaps that the weights of each block leave behind.
+        """
+        self._freed += freed
+        if self._freed >= _MUCH:
+            self._freed = 0
+            if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
+                trim(0)
 
     def _on_gpu(self, module: nn.Module) -> Precision:
         """What a part is stored in on a GPU, which computes in the type that it stores: 16 bits, or all in 32."""
@@ -286,8 +299,9 @@ class Packer:
         if self.storage.precision != "float32":
             llm.embed_tokens = HalfEmbedding(weight)  # type: ignore[assignment]
             if llm.lm_head is None:
-                shared = llm.embed_tokens.weight if self._plain and self.storage.head == "float16" else weight
-                llm.lm_head = pack_linear(shared, None, self.storage.head, self._plain)  # type: ignore[assignment]
+                # from the table's 16 bits, as a checkpoint has them: quantized there or here, it is the same
+                half = llm.embed_tokens.weight
+                llm.lm_head = pack_linear(half, None, self.storage.head, self._plain)  # type: ignore[assignment]
             return
         weight.data = weight.data.float()
         if llm.lm_head is None and not self._plain:
@@ -312,12 +326,6 @@ def pack_model(model: LlavaModel, storage: Storage) -> None:
         assert packer is not None
         for name in list(model.state_dict()):
             packer.arrived(name)
-
-
-def _give_back() -> None:
-    """Return freed memory to the system. glibc would keep the gaps that the weights of each block leave behind."""
-    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
-        trim(0)
 
 
 def _part(name: str) -> str:

@@ -75,3 +75,12 @@ def test_what_a_quantized_checkpoint_cannot_be_used_for_is_told(tmp_path: Path) 
         assert done.returncode == 2 and message in done.stderr, done.stderr
     with pytest.raises(LlavaError, match="it can be run, but not changed"):
         load_checkpoint(tmp_path / "small")
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_a_tied_head_is_quantized_alike_on_load_and_before(tmp_path: Path, precision: Precision) -> None:
+    storage = Storage(precision, beside_8bit=True)
+    convert(open_source(EMBEDDED["llava-smol"]), tmp_path / "small", "native", storage)
+    found = load_checkpoint(tmp_path / "small", target=(storage, CPU)).model
+    expected = load_checkpoint(EMBEDDED["llava-smol"], target=(storage, CPU)).model
+    assert torch.equal(scores(found), scores(expected))
