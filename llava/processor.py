@@ -108,7 +108,9 @@ class Processor:
         if self.template != JINJA:
             return get_template(self.template).after_answer
         segments = self.segments([Message.user("a"), Message.assistant("b")])
-        answer = next(part.text for part in segments if isinstance(part, Text) and part.trainable)
+        answer = next((part.text for part in segments if isinstance(part, Text) and part.trainable), None)
+        if answer is None:
+            raise LlavaError("this checkpoint's chat template leaves answers out; name a --template instead")
         return answer.rpartition("b")[2]
 
     def prompt(self, messages: Sequence[Message], sizes: Sequence[tuple[int, int]] | None = None) -> Prompt:

@@ -6,17 +6,19 @@ Source: transformers' `apply_chat_template`, whose environment and variables the
 """
 
 import functools
+import inspect
 import itertools
 import json
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Sequence, ValuesView
 from typing import Any
 
 import jinja2
 from jinja2 import nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
+from jinja2.runtime import LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from llava.chat.messages import Image, Message
@@ -28,6 +30,7 @@ _ESCAPED = {IMAGE: "\ue000", VIDEO: "\ue001"}  # private characters: stand for t
 MAX_TEMPLATE, MAX_RENDERED = 100_000, 10_000_000  # characters
 MAX_SECONDS = 5.0
 _MAX_POWER = 100  # of base and exponent
+_MOST_INDENT = 8
 _MOST_COUNTED = 100_000  # that a width, or a number of things, may be
 _WIDE = re.compile(r"\d{6}|%[^a-zA-Z%]*\*|\{[^{}]+\{")  # a large width, or one that comes with the values
 # What a template can end in, beside our own errors
@@ -110,9 +113,8 @@ def _render(template: str, messages: Sequence[Message], special: dict[str, str])
     if len(template) > MAX_TEMPLATE:
         raise LlavaError(f"the chat template is over {MAX_TEMPLATE} characters long")
     environment = _Environment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"], finalize=_sized
     )
-    environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
     environment.globals["raise_exception"] = _raise
     asks = messages[-1].role == "user"
     try:
@@ -129,16 +131,32 @@ def _render(template: str, messages: Sequence[Message], special: dict[str, str])
     return "".join(text)
 
 
+def _size(value: Any, most: int = MAX_RENDERED) -> int:
+    """About how many characters a value is as text; what holds itself many times is not counted beyond `most`."""
+    if isinstance(value, str):
+        return len(value)
+    if not isinstance(value, dict | list | tuple | set):
+        return 16
+    total = 2
+    for item in itertools.chain(value.keys(), value.values()) if isinstance(value, dict) else value:
+        total += 2 + _size(item, most - total)
+        if total > most:
+            break
+    return total
+
+
 def _sized(value: Any) -> Any:
-    """A part of what `~` joins, not too large."""
-    if isinstance(value, str | list | tuple | dict) and len(value) > MAX_RENDERED:
-        raise jinja2.TemplateError("~ makes too much")
+    """A value that is not too large as text: what is printed, compared, or joined by `~`."""
+    if _size(value) > MAX_RENDERED:
+        raise jinja2.TemplateError("a value makes too much text")
     return value
 
 
-def _check_format(text: str) -> None:
+def _check_format(text: str, values: Iterable[Any]) -> None:
     if _WIDE.search(text):
         raise jinja2.TemplateError("a width is too large, or not known before")
+    widths = [int(width) for width in re.findall(r"\d+", text)]
+    _check_product("a format", text.count("%") + text.count("{"), max([0, *widths, *map(_size, values)]))
 
 
 def _check_counts(*values: Any) -> None:
@@ -146,55 +164,87 @@ def _check_counts(*values: Any) -> None:
         raise jinja2.TemplateError(f"a width or a number is over {_MOST_COUNTED}")
 
 
-def _check_replaced(text: Any, old: Any, new: Any) -> None:
-    if str(text).count(str(old)) * len(str(new)) > MAX_RENDERED:
-        raise jinja2.TemplateError("replace makes too much")
-
-
-def _check_joined(items: Any, between: Any) -> None:
-    if isinstance(items, list | tuple):
-        length = sum(len(item) for item in items if isinstance(item, str)) + len(items) * len(str(between))
-        if length > MAX_RENDERED:
-            raise jinja2.TemplateError("join makes too much")
+def _check_product(name: str, times: int, each: Any) -> None:
+    """each: a text, or how many characters it has."""
+    size = each if isinstance(each, int) else len(str(each))
+    if times * abs(size) > MAX_RENDERED:
+        raise jinja2.TemplateError(f"{name} makes too much")
 
 
 def _check_method(name: str, text: str, values: Sequence[Any]) -> None:
-    """Raise where a method of a text would make more of it than one may render."""
+    """Raise where a method of a text is none that templates need, or would make more of it than one may render."""
+    if name not in _METHODS and not name.startswith("is"):
+        raise jinja2.TemplateError(f"a text's method {name} is not for templates")
+    for value in values:
+        _sized(value)
     if name in ("format", "format_map"):
-        _check_format(text)
+        _check_format(text, values)
     elif name in ("center", "ljust", "rjust", "zfill", "expandtabs"):
         _check_counts(*values)
+        _check_product(name, text.count("\t") + 1, max([8, *(value for value in values if isinstance(value, int))]))
     elif name == "replace" and len(values) >= 2:
-        _check_replaced(text, values[0], values[1])
+        _check_product(name, text.count(str(values[0])), values[1])
     elif name == "join" and values:
-        _check_joined(values[0], text)
+        _check_product(name, len(values[0]), text)
 
 
-def _check_filter(name: str, value: Any, values: Sequence[Any]) -> None:
-    """Raise where a filter would."""
+_METHODS = {
+    "capitalize", "casefold", "center", "count", "endswith", "expandtabs", "find", "format", "format_map", "index",
+    "join", "ljust", "lower", "lstrip", "partition", "removeprefix", "removesuffix", "replace", "rfind", "rindex",
+    "rjust", "rpartition", "rsplit", "rstrip", "split", "splitlines", "startswith", "strip", "swapcase", "title",
+    "upper", "zfill",
+}  # fmt: skip
+
+
+def _check_filter(name: str, given: dict[str, Any]) -> None:
+    """Raise where a filter would make more than one may render. given: its arguments by name, the value first."""
+    value, *others = given.values()
     if name == "format":
-        _check_format(str(value))
-    elif name == "replace" and len(values) >= 2:
-        _check_replaced(value, values[0], values[1])
+        _check_format(str(value), [*given["args"], *given["kwargs"].values()])
+    elif name == "replace":
+        _check_product(name, str(value).count(str(given["old"])), given["new"])
     elif name == "join":
-        _check_joined(value, values[0] if values else "")
-    else:
-        _check_counts(*values)
-        lines = str(value).count("\n") + 1 if name == "indent" else 1
-        if sum(abs(count) for count in values if isinstance(count, int)) * lines > MAX_RENDERED:
-            raise jinja2.TemplateError(f"{name} makes too much")
+        _check_product(name, len(value) if isinstance(value, list | tuple | str | dict) else 1, given["d"])
+    elif name == "indent":
+        _check_product(name, str(value).count("\n") + 1, given["width"])
+    elif name == "wordwrap":
+        _check_product(name, len(str(value)), given["wrapstring"] or "")
+    elif name == "round" and abs(given["precision"]) > _MAX_POWER:
+        raise jinja2.TemplateError("round: too many digits")
+    elif name in ("center", "batch", "slice", "truncate"):
+        _check_counts(*others)
 
 
-def _limited(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """A filter whose arguments are checked before. Its marks (what Jinja hands to it beside them) stay."""
+def _signature(function: Callable[..., Any]) -> inspect.Signature | None:
+    """What a filter takes of a template: all but what Jinja hands to it beside that. None where it does not say."""
+    inner = inspect.unwrap(function)
+    try:
+        parameters = list(inspect.signature(inner).parameters.values())
+    except ValueError:  # written in C
+        return None
+    return inspect.Signature(parameters[int(hasattr(inner, "jinja_pass_arg")) :])
 
-    @functools.wraps(function)
-    def checked(*values: Any, **options: Any) -> Any:
-        own = values[1:] if hasattr(function, "jinja_pass_arg") else values  # the first is Jinja's own
-        _check_filter(name, own[0], [*own[1:], *options.values()])
-        return function(*values, **options)
 
-    return checked
+def _listed(value: Any) -> Any:
+    """What other filters give piece by piece, as a list: its size is known then."""
+    if not isinstance(value, Iterator | ItemsView | KeysView | ValuesView | range) or isinstance(value, LoopContext):
+        return value
+    found, size = [], 0
+    for item in value:
+        found.append(item)
+        size += _size(item)
+        if size > MAX_RENDERED or len(found) > _MOST_COUNTED:
+            raise jinja2.TemplateError("a value makes too much text")
+    return found
+
+
+def _to_json(value: Any, indent: int | None = None, sort_keys: bool = False, ensure_ascii: bool = False) -> str:
+    """transformers' filter `tojson`, but for its `separators`."""
+    if indent is not None and not (isinstance(indent, int) and 0 <= indent <= _MOST_INDENT):
+        raise jinja2.TemplateError(f"tojson: expected an indent of at most {_MOST_INDENT}")
+    if indent and _size(value) > _MOST_COUNTED:
+        raise jinja2.TemplateError("tojson makes too much")
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, sort_keys=sort_keys)
 
 
 class _Environment(ImmutableSandboxedEnvironment):
@@ -208,11 +258,12 @@ class _Environment(ImmutableSandboxedEnvironment):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self._deadline = time.monotonic() + MAX_SECONDS
-        self.filters["checked"] = self._checked
-        self.filters["sized"] = _sized
         self.globals.pop("lipsum")
-        for name in ("center", "indent", "format", "replace", "join", "batch", "slice", "wordwrap"):
-            self.filters[name] = _limited(name, self.filters[name])
+        self.filters["tojson"] = _to_json
+        for name in ("urlize", "xmlattr"):  # of no use here, and their arguments come many times
+            del self.filters[name]
+        self.filters = {name: self._limited(name, function) for name, function in self.filters.items()}
+        self.filters |= {"checked": self._checked, "sized": _sized}
 
     def guarded(self, template: str) -> nodes.Template:
         """The parsed template, its loops changed so that they end at the deadline."""
@@ -220,21 +271,28 @@ class _Environment(ImmutableSandboxedEnvironment):
         for loop in tree.find_all(nodes.For):
             loop.iter = nodes.Filter(loop.iter, "checked", [], [], None, None)
         for joined in tree.find_all(nodes.Concat):
-            joined.nodes = [nodes.Filter(part, "sized", [], [], None, None) for part in joined.nodes]
+            joined.nodes = [_guarded(part) for part in joined.nodes]
+        for compared in tree.find_all(nodes.Compare):
+            compared.expr = _guarded(compared.expr)
+            for operand in compared.ops:
+                operand.expr = _guarded(operand.expr)
         return tree
 
     def call(self, context: Any, function: Any, /, *arguments: Any, **options: Any) -> Any:
         self._check()
-        text = getattr(getattr(function, "__wrapped__", function), "__self__", None)  # str.format comes wrapped
-        if isinstance(text, str):
-            _check_method(getattr(function, "__name__", ""), text, [*arguments, *options.values()])
+        own = getattr(getattr(function, "__wrapped__", function), "__self__", None)  # str.format comes wrapped
+        if isinstance(own, str):
+            arguments = tuple(_listed(value) for value in arguments)
+            _check_method(getattr(function, "__name__", ""), own, [*arguments, *options.values()])
+        elif isinstance(own, bytes | int | float):
+            raise jinja2.TemplateError("methods of numbers and bytes are not for templates")
         return super().call(context, function, *arguments, **options)
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         self._check()
         if operator == "%":
             if isinstance(left, str):
-                _check_format(left)
+                _check_format(left, [right])
         elif isinstance(left, int | float) and isinstance(right, int | float):
             if operator == "**" and max(abs(left), abs(right)) > _MAX_POWER:
                 raise jinja2.TemplateError("** makes too much")
@@ -246,6 +304,24 @@ class _Environment(ImmutableSandboxedEnvironment):
                 raise jinja2.TemplateError(f"{operator} makes too much")
         return super().call_binop(context, operator, left, right)
 
+    def _limited(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A filter whose arguments are checked before. Its marks (what Jinja hands to it beside them) stay."""
+        signature, first = _signature(function), int(hasattr(function, "jinja_pass_arg"))
+
+        @functools.wraps(function)
+        def limited(*values: Any, **options: Any) -> Any:
+            self._check()
+            own = [_listed(value) for value in values[first:]]
+            for one in (*own, *options.values()):
+                _sized(one)
+            if signature is not None:
+                bound = signature.bind(*own, **options)
+                bound.apply_defaults()
+                _check_filter(name, bound.arguments)
+            return function(*values[:first], *own, **options)
+
+        return limited
+
     def _checked(self, items: Iterable[Any]) -> Iterator[Any]:
         for item in items:
             self._check()
@@ -254,6 +330,10 @@ class _Environment(ImmutableSandboxedEnvironment):
     def _check(self) -> None:
         if time.monotonic() > self._deadline:
             raise jinja2.TemplateError(f"it takes more than {MAX_SECONDS} seconds")
+
+
+def _guarded(value: nodes.Expr) -> nodes.Expr:
+    return nodes.Filter(value, "sized", [], [], None, None)
 
 
 def _raise(message: str) -> None:

@@ -1,6 +1,7 @@
 """Templates against the outputs of the original implementation (tests/oracles), id by id."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from llava.config import ImageConfig
 from llava.errors import LlavaError
 from llava.processor import IGNORE, Processor
 from llava.tokenizer import SentencePieceTokenizer
+from tests.conftest import tiny_model
 
 ORACLES = Path(__file__).parents[1] / "oracles"
 SENTENCEPIECE = Path(mistral_common.__file__).parent / "data" / "tokenizer.model.v1"
@@ -166,14 +168,43 @@ def test_an_unknown_template_lists_the_choices() -> None:
         ("{{ '{a:>{b}}'.format_map({'a': 'x', 'b': 9999999999}) }}", "width"),
         ("{{ ('a' * 100000).replace('a', 'b' * 100000) }}", "replace makes too much"),
         ("{{ ('a' * 100000)|replace('a', 'b' * 100000) }}", "replace makes too much"),
-        ("{{ (['b' * 100000] * 100000)|join }}", "join makes too much"),
-        ("{{ ''.join(['b' * 100000] * 100000) }}", "join makes too much"),
+        ("{{ (['b' * 100000] * 100000)|join }}", "makes too much"),
+        ("{{ ''.join(['b' * 100000] * 100000) }}", "makes too much"),
+        ("{{ range(100000)|join('x' * 1000000) }}", "join makes too much"),
+        ("{{ ('a' * 100000)|join('x' * 1000000) }}", "join makes too much"),
+        ("{{ ('x' * 1000000).join('a' * 100000) }}", "join makes too much"),
+        ("{{ 'a'|indent(first=true, width=9999999999) }}", "indent makes too much"),
+        ("{{ ('a' * 100000)|replace(new='b' * 100000, old='a') }}", "replace makes too much"),
+        ("{{ ('a' * 100000)|join(attribute=none, d='x' * 1000000) }}", "join makes too much"),
+        ("{{ ('{0:>99999}' * 900000).format('a') }}", "format makes too much"),
+        ("{{ range(100000)|map('center', 100000)|list|length }}", "makes too much"),
+        ("{{ ('http://a.b ' * 100000)|urlize(target='x' * 1000000) }}", "No filter named 'urlize'"),
+        ("{{ range(9999)|map('string')|join('x' * 1000000) }}", "join makes too much"),
+        ("{{ ['b' * 100000] * 100000 }}", "makes too much"),
+        ("{{ (['b' * 100000] * 100000)|string|length }}", "makes too much"),
+        ("{{ [1]|tojson(indent=10000000000) }}", "indent of at most"),
+        ("{{ [1]|tojson(separators=['x', 'y']) }}", "separators"),
+        ("{{ (['b' * 100000] * 100000)|tojson }}", "makes too much"),
+        ("{{ ('a\\n' * 100000)|indent('x' * 1000000) }}", "indent makes too much"),
+        ("{{ ('a ' * 100000)|wordwrap(1, true, 'x' * 1000000) }}", "wordwrap makes too much"),
+        ("{{ ('{0}' * 100000).format('x' * 1000000) }}", "format makes too much"),
+        ("{{ ('%(a)s' * 100000) % {'a': 'x' * 1000000} }}", "format makes too much"),
+        ("{{ ('%s' * 2)|format('x' * 9000000, 'y') }}", "format makes too much"),
+        ("{{ ('a' * 9000000).translate({97: 'x' * 9000000}) }}", "not for templates"),
+        ("{{ 'a'.encode().center(9999999999) }}", "not for templates"),
+        ("{{ (1).to_bytes(9999999999, 'big') }}", "not for templates"),
+        ("{{ 1.5|round(1000000000, 'ceil') }}", "too many digits"),
+        (
+            "{% set n = namespace(a=[], b=[]) %}{% for i in range(60) %}{% set n.a = [n.a, n.a] %}"
+            "{% set n.b = [n.b, n.b] %}{% endfor %}{{ n.a == n.b }}",
+            "makes too much",
+        ),
         ("{{ [1]|batch(9999999999, 0)|list }}", "number is over"),
         ("{{ ('a\\n' * 100000)|indent(100000) }}", "indent makes too much"),
         ("{{ ('.' * 100000 ~ '%s') % 1 ~ 1 / 0 }}", "division by zero"),  # in no time
         (
             "{% set n = namespace(x='a') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
-            "~ makes too much|takes more",
+            "makes too much|takes more",
         ),
         (
             "{% set n = namespace(x='a') %}{% for i in range(60) %}{% set n.x = n.x + n.x %}{% endfor %}",
@@ -201,3 +232,10 @@ def test_a_guarded_loop_still_knows_its_place() -> None:
     text = "{% for m in messages %}{{ loop.index }} of {{ loop.length }}{{ '.' if loop.last else ', ' }}{% endfor %}"
     turns = [Message.user("a"), Message.assistant("b"), Message.user("c")]
     assert jinja._render(text, turns, {}) == "1 of 3, 2 of 3, 3 of 3."
+
+
+def test_a_template_that_leaves_answers_out_is_told(smollm2: GgufLlm) -> None:
+    asked = "{% for m in messages %}{% if m.role == 'user' %}{{ m.content[0].text }}{% endif %}{% endfor %}"
+    processor = replace(tiny_model(smollm2).processor, template="jinja", chat_template=asked)
+    with pytest.raises(LlavaError, match="leaves answers out"):
+        processor.ending()
