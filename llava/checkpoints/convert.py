@@ -131,9 +131,16 @@ def _write_original(source: Source, folder: Path, target: Path) -> None:
     if tower is None:  # none of the hub's: its configuration goes along
         tower = str(target.resolve() / "vision_tower")
         (folder / "vision_tower").mkdir()
-        values = vision_values(transformer_of(config.vision))
-        write_text(folder / "vision_tower" / CONFIG, json.dumps(values, indent=2) + "\n")
-    write_text(folder / CONFIG, json.dumps(original_values(config, tower), indent=2) + "\n")
+        encoder = vision_values(transformer_of(config.vision))
+        write_text(folder / "vision_tower" / CONFIG, json.dumps(encoder, indent=2) + "\n")
+    values = original_values(config, tower)
+    write_text(folder / CONFIG, json.dumps(values, indent=2) + "\n")
+    if config.template != JINJA:
+        told = original.template_of(folder, original.FAMILIES[values["architectures"][0]], config.projector)
+        if told not in (None, config.template):
+            raise LlavaError(f"the original layout cannot say the template '{config.template}': it is read as '{told}'")
+        if config.system not in (None, get_template(config.template).system):
+            raise LlavaError("the original layout cannot say a system text of the model's own")
     cut = ((name, tensor[:rows] if name in _VOCABULARY else tensor) for name, tensor in source.tensors())
     write_shards(folder, cut, original_name)
 

@@ -11,6 +11,7 @@ from typing import Any
 from llava.checkpoints.hf_config import clip_config, decoder_config, read_json, siglip_config
 from llava.config import ImageConfig, LlavaConfig, TilingConfig, VideoConfig, VisionConfig, validate
 from llava.errors import LlavaError
+from llava.media.tiling import parse_pinpoints
 
 MODEL_TYPES = ("llava", "llava_next", "llava_next_video")
 CHAT_TEMPLATES = ("chat_template.jinja", "chat_template.json", "processor_config.json", "tokenizer_config.json")
@@ -73,7 +74,7 @@ def read_config(folder: Path, template: str | None = None) -> LlavaConfig:
 def chat_template(folder: Path) -> str | None:
     """The Jinja template that a checkpoint brings, or None."""
     if (folder / CHAT_TEMPLATES[0]).exists():
-        return (folder / CHAT_TEMPLATES[0]).read_text(encoding="utf-8")
+        return (folder / CHAT_TEMPLATES[0]).read_text(encoding="utf-8", errors="replace")
     for name in CHAT_TEMPLATES[1:]:
         if (folder / name).exists() and isinstance(found := read_json(folder / name).get("chat_template"), str):
             return found
@@ -124,7 +125,7 @@ def _image(folder: Path, values: dict[str, Any], size: int) -> ImageConfig:
             fields[ours] = found[theirs]
     if values["model_type"] != "llava":
         pinpoints = values.get("image_grid_pinpoints") or found.get("image_grid_pinpoints") or _PINPOINTS
-        turned = tuple((width, height) for height, width in pinpoints)
+        turned = tuple((width, height) for height, width in parse_pinpoints(pinpoints, size))
         fields["tiling"] = TilingConfig(pinpoints=turned, rounding="hf")
     return validate(ImageConfig, fields, f"{folder}: image preprocessing")
 

@@ -60,7 +60,9 @@ def decoder_config(values: dict[str, Any], where: str) -> DecoderConfig:
     for key, allowed in (("hidden_act", "silu"), ("mlp_bias", False), ("quantization_config", None)):
         if values.get(key, allowed) != allowed:
             raise LlavaError(f"{where}: {key} {values[key]!r} is not supported, only {allowed!r} is")
-    rope = values.get("rope_parameters") or {**(values.get("rope_scaling") or {})}
+    rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
+    if not isinstance(rope, dict):
+        raise LlavaError(f"{where}: rope_parameters or rope_scaling: expected an object, found {rope!r}")
     if rope.get("partial_rotary_factor", values.get("partial_rotary_factor", 1.0)) != 1.0:
         raise LlavaError(f"{where}: partial_rotary_factor is not supported")
     for key in ("hidden_size", "num_attention_heads"):

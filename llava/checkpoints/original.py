@@ -17,7 +17,7 @@ from llava.models.projectors import build_projector
 PROJECTOR, LORA = "mm_projector.bin", "non_lora_trainables.bin"
 
 # architecture -> the LLM's family
-_FAMILIES = {
+FAMILIES = {
     "LlavaLlamaForCausalLM": "llama",
     "LlavaMistralForCausalLM": "mistral",
     "LlavaQwenForCausalLM": "qwen2",
@@ -82,13 +82,19 @@ def read_config(folder: Path, template: str | None = None) -> LlavaConfig:
     where = folder / "config.json"
     values = read_json(where)
     architecture = next(iter(values.get("architectures") or ["LlavaLlamaForCausalLM"]))
-    if architecture not in _FAMILIES:
-        raise LlavaError(f"{where}: architecture {architecture!r} is not one of {', '.join(_FAMILIES)}")
-    family = _FAMILIES[architecture]
+    if architecture not in FAMILIES:
+        raise LlavaError(f"{where}: architecture {architecture!r} is not one of {', '.join(FAMILIES)}")
+    family = FAMILIES[architecture]
     llm = decoder_config({**values, "model_type": family}, str(where))
     vision = _vision(folder, values)
     projector = values.get("mm_projector_type", "linear")
     build_projector(projector, 1, 1)  # an unknown one is an error here
+    template = template or template_of(folder, family, projector)
+    if template is None:
+        raise LlavaError(
+            f"{folder}: models of this kind were published with several templates and do not say with which; "
+            "give --template llava_v0, llava_v1 or llava_llama_2"
+        )
     return validate(
         LlavaConfig,
         {
@@ -97,7 +103,7 @@ def read_config(folder: Path, template: str | None = None) -> LlavaConfig:
             "image": _image(values, vision, where),
             "video": _video(values, vision, where),
             "projector": projector,
-            "template": template or _template(folder, family, projector),
+            "template": template,
             "images_first": True,
             "around_image": ("<im_start>", "<im_end>") if values.get("mm_use_im_start_end") else ("", ""),
             "base": None,
@@ -193,19 +199,19 @@ def _video(values: dict[str, Any], vision: VisionConfig, where: Path) -> VideoCo
     return validate(VideoConfig, fields, f"{where}: spatial pooling")
 
 
-def _template(folder: Path, family: str, projector: str) -> str:
-    """The template by the checkpoint's content: its family, and the special tokens that its tokenizer has."""
+def template_of(folder: Path, family: str, projector: str) -> str | None:
+    """The template by the checkpoint's content: its family, and the special tokens that its tokenizer has.
+
+    None where models of this kind were published with several, and do not say with which.
+    """
     if family != "llama":
         return {"mistral": "mistral_instruct", "qwen2": "qwen_1_5"}[family]
     names = ("tokenizer.json", "added_tokens.json", "special_tokens_map.json", "tokenizer_config.json")
-    known = "".join((folder / name).read_text(encoding="utf-8") for name in names if (folder / name).exists())
+    known = "".join(
+        (folder / name).read_text(encoding="utf-8", errors="replace") for name in names if (folder / name).exists()
+    )
     if "<|start_header_id|>" in known:
         return "llava_llama_3"
     if "<|im_start|>" in known:
         return "chatml_direct"
-    if projector == "linear":
-        raise LlavaError(
-            f"{folder}: models of this kind were published with several templates and do not say with which; "
-            "give --template llava_v0, llava_v1 or llava_llama_2"
-        )
-    return "vicuna_v1"
+    return None if projector == "linear" else "vicuna_v1"

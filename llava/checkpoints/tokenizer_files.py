@@ -52,10 +52,13 @@ def _fast(folder: Path, file: Path, config: dict[str, Any], image_token: str | N
 
 def _added(folder: Path, config: dict[str, Any]) -> dict[str, int]:
     """Tokens that were added to a SentencePiece model, with their ids."""
-    added = {str(name): int(token) for name, token in _optional(folder / "added_tokens.json").items()}
-    for token, entry in (config.get("added_tokens_decoder") or {}).items():
-        if content := _token(entry):
-            added[content] = int(token)
+    try:
+        added = {str(name): int(token) for name, token in _optional(folder / "added_tokens.json").items()}
+        for token, entry in (config.get("added_tokens_decoder") or {}).items():
+            if content := _token(entry):
+                added[content] = int(token)
+    except (ValueError, TypeError, AttributeError):
+        raise LlavaError(f"{folder}: added tokens: expected names and whole numbers") from None
     return added
 
 

@@ -5,6 +5,7 @@ What a layout cannot say is an error; nothing is dropped.
 
 from typing import Any
 
+from llava.chat.templates import JINJA
 from llava.config import ClipVisionConfig, DecoderConfig, LlavaConfig, SiglipVisionConfig, VisionConfig
 from llava.errors import LlavaError
 
@@ -171,10 +172,16 @@ def original_values(config: LlavaConfig, tower: str) -> dict[str, Any]:
     """`config.json` of the original layout; `tower` is what it calls its encoder. Raises LlavaError."""
     vision = transformer_of(config.vision)
     family = family_of(config.llm)
+    if family == "llama" and _instructs_as_mistral(config):
+        family = "mistral"
+    if vision.type == "siglip_vit" and vision.feature_layer != -2:
+        raise LlavaError(f"the original layout reads SigLIP out at layer -2 only, this model at {vision.feature_layer}")
     if family not in _ARCHITECTURES:
         raise LlavaError(f"the original layout has no architecture for LLMs of type {family}")
     llm = text_values(config.llm)
     llm["model_type"] = "llava"
+    if family == "mistral":
+        llm["sliding_window"] = config.llm.sliding_window  # None too: where it is not said, 4,096 is meant
     values: dict[str, Any] = {
         **llm,
         "architectures": [_ARCHITECTURES[family]],
@@ -195,9 +202,20 @@ def original_values(config: LlavaConfig, tower: str) -> dict[str, Any]:
     return values
 
 
+def _instructs_as_mistral(config: LlavaConfig) -> bool:
+    """Whether the chat template is Mistral's, which the original tells by the LLM's family, window or not."""
+    if config.template != JINJA:
+        return config.template == "mistral_instruct"
+    own = config.chat_template or ""
+    return "[INST]" in own and "<<SYS>>" not in own  # which is LLaMA 2's
+
+
 def _aspect_values(config: LlavaConfig) -> dict[str, Any]:
     tiling = config.image.tiling
     if tiling is None:
+        square = "squash" if config.vision.type == "siglip_vit" else "crop"
+        if config.image.aspect not in ("pad", square):
+            raise LlavaError(f"the original layout cannot say that pictures are made square by: {config.image.aspect}")
         return {"image_aspect_ratio": "pad" if config.image.aspect == "pad" else "square"}
     limit = "" if tiling.max_tiles is None else f"_max_{tiling.max_tiles}"
     return {

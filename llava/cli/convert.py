@@ -47,13 +47,13 @@ def convert(
     _refuse_existing(target)
     from llava.checkpoints import convert as conversion
     from llava.config import Storage
-    from llava.registry import model_folder
+    from llava.registry import model_folder, published_template
 
     precision = precision_of(None, load_8bit, load_4bit)
     if beside_8bit and precision is None:
         raise LlavaError("--beside-8bit goes with --load-8bit or --load-4bit")
     storage = Storage(precision, beside_8bit) if precision else None
-    opened = conversion.open_source(model_folder(source), template)
+    opened = conversion.open_source(model_folder(source), template or published_template(source))
     conversion.convert(opened, target, to, storage)  # type: ignore[arg-type]
     typer.echo(f"{target}: {to} layout" + (f", {precision}" if precision else ""))
 

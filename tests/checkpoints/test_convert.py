@@ -2,7 +2,9 @@
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from llava.assistant import Assistant
 from llava.chat.messages import Image, Message
 from llava.chat.templates import Text
 from llava.checkpoints import convert as module
-from llava.checkpoints.convert import Layout, convert, open_source
+from llava.checkpoints.convert import Layout, Source, convert, open_source
 from llava.checkpoints.load import load_checkpoint
 from llava.errors import LlavaError
 from scripts.random_checkpoints import ARCHITECTURES, write_checkpoint
@@ -159,3 +161,31 @@ def test_an_encoder_that_only_the_native_layout_has_is_refused(tmp_path: Path) -
 
     with pytest.raises(LlavaError, match="efficientnet_lite0 exists in the native layout only"):
         convert(open_source(EMBEDDED["llava-smol"]), tmp_path / "hf", "hf")
+
+
+def test_what_the_original_layout_cannot_say_is_refused(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "hf", "llava", "llama", seed=5)
+    source = open_source(tmp_path / "hf")
+
+    def changed(**fields: Any) -> Source:
+        return replace(source, config=source.config.model_copy(update=fields))
+
+    image = source.config.image.model_copy(update={"aspect": "squash"})
+    for name, wrong, message in (
+        ("a", changed(image=image), "made square by: squash"),
+        ("b", changed(template="chatml"), "template 'chatml': it is read as 'vicuna_v1'"),
+        ("c", changed(template="vicuna_v1", system="Be brief."), "a system text of the model's own"),
+    ):
+        with pytest.raises(LlavaError, match=message):
+            convert(wrong, tmp_path / name, "original")
+        assert not (tmp_path / name).exists()
+    own = changed(template="jinja", chat_template="{{ bos_token }}[INST] {{ messages }} [/INST]")
+    for name, mistral in (("d", changed(template="mistral_instruct")), ("e", own)):  # without a window
+        convert(mistral, tmp_path / name, "original")
+        found = open_source(tmp_path / name).config
+        assert found.template == "mistral_instruct" and found.llm == source.config.llm
+    write_checkpoint(tmp_path / "siglip", "llava, SigLIP", "llama", seed=5)
+    siglip = open_source(tmp_path / "siglip")
+    vision = siglip.config.vision.model_copy(update={"feature_layer": -1})
+    with pytest.raises(LlavaError, match="at layer -2 only, this model at -1"):
+        convert(replace(siglip, config=siglip.config.model_copy(update={"vision": vision})), tmp_path / "f", "original")
