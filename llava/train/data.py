@@ -46,6 +46,8 @@ def messages_of(row: Any, images: Path) -> list[Message]:
     Raises LlavaError, with a reason that does not name the row, when the row is malformed.
     """
     try:
+        if row.get("video"):
+            raise LlavaError("rows with a video cannot be trained on")
         names = _image_names(row)
         turns = [(_ROLES[turn["from"]], turn["value"]) for turn in row["conversations"]]
         pictures = iter([Image(images / name) for name in names])

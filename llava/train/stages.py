@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from llava.chat.templates import get_template
 from llava.checkpoints.adapters import misfit, read_adapter
 from llava.checkpoints.files import load_strict, read_safetensors, write_safetensors
 from llava.checkpoints.gguf import open_gguf
@@ -57,6 +58,7 @@ def _read_out_as(loaded: Loaded, encoder: VisionConfig) -> Loaded:
 
 
 def _config_of(new: NewModel, progress: Progress) -> LlavaConfig:
+    get_template(new.template)  # an unknown one is an error here: the first stages do not use it
     config = LlavaConfig(
         llm=open_gguf(resolve(new.llm, progress)).config,
         vision=new.encoder,

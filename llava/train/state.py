@@ -7,6 +7,7 @@ and `state.json`. The newest two are kept.
 import json
 import re
 import shutil
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -107,8 +108,11 @@ def last_precision(output: Path) -> str | None:
 
 
 def discard_checkpoints(output: Path) -> None:
-    """Delete the checkpoints under `output`."""
-    shutil.rmtree(output / "checkpoints", ignore_errors=True)
+    """Delete the checkpoints under `output`; what else lies in their folder stays."""
+    for path in (*_checkpoints(output), *(output / "checkpoints").glob(".step-*.tmp")):  # killed while it was written
+        shutil.rmtree(path, ignore_errors=True)
+    with suppress(OSError):  # not empty, or not there
+        (output / "checkpoints").rmdir()
 
 
 def discard_run(output: Path) -> None:

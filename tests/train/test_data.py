@@ -33,6 +33,7 @@ def test_images_stand_where_their_marks_are() -> None:
     [
         (row("<image>\nhi", "ok"), "number of <image>"),
         (row("hi", "ok", image="a.png"), "number of <image>"),
+        (row("<video>\nhi", "ok") | {"video": "a.mp4"}, "rows with a video"),
         (row("hi"), "does not end with an answer"),
         (row(), "does not end with an answer"),
         ({"id": 1}, "malformed row"),

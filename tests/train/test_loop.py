@@ -271,6 +271,23 @@ def test_a_model_is_not_replaced_unasked(folder: Path) -> None:
     assert (aligned / "projector.safetensors").exists()
 
 
+def test_what_else_lies_beside_checkpoints_stays(folder: Path) -> None:
+    other = folder / "out" / "checkpoints" / "llava-v1.5-7b"
+    killed = other.with_name(".step-00000002.x.tmp")
+    for made in (other, killed):
+        made.mkdir(parents=True)
+    train(recipe(folder), Watcher())
+    assert [path.name for path in other.parent.iterdir()] == ["llava-v1.5-7b"]
+
+
+def test_an_unknown_template_is_told_before_anything_is_trained(folder: Path) -> None:
+    chosen = recipe(folder)
+    assert not isinstance(chosen.model, Path)
+    model = chosen.model.model_copy(update={"template": "chatmll"})
+    with pytest.raises(LlavaError, match="unknown template 'chatmll'"):
+        set_up(chosen.model_copy(update={"model": model}), Watcher())
+
+
 def test_missing_packages_are_told_before_anything_is_computed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(LlavaError, match=r"pip install 'llava\[train\]'"):
