@@ -28,6 +28,8 @@ def base_name(folder: Path) -> str:
     """What a LoRA folder stands on: folders of equal names can share it. Raises LlavaError for any other folder."""
     if "layout" in read_json(folder / CONFIG):
         base = load_config(folder / CONFIG).base
+        if (folder / native.LLM).exists():
+            raise LlavaError(f"{folder}: its LoRA stands on an LLM of its own; serve it as a model of its own")
         if base is not None and (folder / native.ADAPTER).exists():
             tower = folder / native.VISION
             return f"{base.llm} and {sha256(tower) if tower.exists() else base.vision}"
@@ -37,11 +39,17 @@ def base_name(folder: Path) -> str:
 
 
 def load_shared(
-    folders: Mapping[str, Path], target: Target, progress: Progress = quiet
+    folders: Mapping[str, Path],
+    target: Target,
+    progress: Progress = quiet,
+    templates: Mapping[str, str | None] | None = None,
 ) -> tuple[LlavaModel, Variants, dict[str, Processor]]:
-    """The base of these folders, which all have the same, the variants over it, and their processors by name."""
+    """The base of these folders, which all have the same, the variants over it, and their processors by name.
+
+    templates: names of chat templates, where a folder does not say which, or another is wanted.
+    """
     names: Sequence[str] = list(folders)
-    opened = {name: open_processor(folders[name], progress) for name in names}
+    opened = {name: open_processor(folders[name], progress, (templates or {}).get(name)) for name in names}
     first, config = folders[names[0]], opened[names[0]][0]
     for name, (other, _) in opened.items():
         if base_name(folders[name]) != base_name(first) or _shape(other) != _shape(config):

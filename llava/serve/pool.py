@@ -79,6 +79,7 @@ class ModelPool:
         self._cache_bytes = min(_LARGEST_CACHE, int(budget * _SHARE) // max(1, places))
         self._loading = asyncio.Lock()
         self._left = asyncio.Event()
+        self._leaving: str | None = None  # a place that others wait for: new requests for it wait too
 
     def spec(self, name: str | None) -> ModelSpec:
         """The model of a name; the first where none is given. Raises ApiError."""
@@ -92,7 +93,7 @@ class ModelPool:
     @asynccontextmanager
     async def use(self, spec: ModelSpec) -> AsyncIterator[Served]:
         """A model, loaded if need be, that stays while it is used. Raises ApiError."""
-        served = self.loaded.get(spec.place)
+        served = None if spec.place == self._leaving else self.loaded.get(spec.place)
         if served is None:
             async with self._loading:
                 served = self.loaded.get(spec.place) or await self._load(spec)
@@ -127,14 +128,19 @@ class ModelPool:
         return served
 
     async def _make_room(self, needed: int) -> None:
-        with anyio.move_on_after(_PATIENCE) as waited:
-            while sum(one.bytes for one in self.loaded.values()) + needed > self.budget:
-                idle = [place for place, one in self.loaded.items() if one.users == 0]
-                if idle:
-                    await self._unload(min(idle, key=lambda place: self.loaded[place].used))
-                else:
-                    self._left.clear()
-                    await self._left.wait()
+        try:
+            with anyio.move_on_after(_PATIENCE) as waited:
+                while sum(one.bytes for one in self.loaded.values()) + needed > self.budget:
+                    idle = [place for place, one in self.loaded.items() if one.users == 0]
+                    if idle:
+                        await self._unload(min(idle, key=lambda place: self.loaded[place].used))
+                    else:
+                        if self._leaving not in self.loaded:
+                            self._leaving = min(self.loaded, key=lambda place: self.loaded[place].used)
+                        self._left.clear()
+                        await self._left.wait()
+        finally:
+            self._leaving = None
         if waited.cancelled_caught:
             raise unavailable("the memory is taken by models that are in use", 10)
 
@@ -175,7 +181,7 @@ class ModelPool:
         import llava
         from llava.checkpoints.load import storage_for
         from llava.checkpoints.shared import load_shared
-        from llava.registry import model_folder
+        from llava.registry import model_folder, published_template
 
         if spec.base is None:
             assistant = llava.load(
@@ -189,7 +195,8 @@ class ModelPool:
             return Served({spec.name: assistant}, BackgroundEngine(engine), needed)
         folders = {other.name: model_folder(other.source) for other in self._sharers(spec)}
         storage = storage_for(folders[spec.name], spec.precision, spec.beside_8bit)
-        model, variants, processors = load_shared(folders, (storage, default_device()), progress)
+        templates = {one.name: one.template or published_template(one.source) for one in self._sharers(spec)}
+        model, variants, processors = load_shared(folders, (storage, default_device()), progress, templates)
         engine = Engine(model, processors[spec.name].tokenizer, self._cache_bytes, variants=variants)
         assistants = {name: Assistant(Loaded(model, processor), name) for name, processor in processors.items()}
         return Served(assistants, BackgroundEngine(engine), needed)

@@ -89,12 +89,24 @@ def test_in_8_bits_a_variants_scores_do_not_depend_on_what_is_read_beside_it(fol
     assert found[0][0] == found[1][0] and found[0][1] == pytest.approx(found[1][1], abs=1e-5) and len(found[0][0]) > 2
 
 
+def test_variants_take_the_templates_that_are_asked_for(folders: dict[str, Path]) -> None:
+    target = Storage("int8", False), torch.device("cpu")
+    pair = {name: folders[name] for name in ("own", "ann")}
+    _, _, processors = load_shared(pair, target, templates={"ann": "vicuna_v1"})
+    assert [processors[name].template for name in pair] == ["chatml", "vicuna_v1"]
+
+
 def test_what_cannot_be_shared_is_told(folders: dict[str, Path], tmp_path: Path) -> None:
     whole = tmp_path / "whole"
     shutil.copytree(folders["own"], whole)
     shutil.rmtree(whole / "adapter")
     with pytest.raises(LlavaError, match="not a LoRA"):
         base_name(whole)
+    tuned = tmp_path / "tuned"
+    shutil.copytree(folders["own"], tuned)
+    (tuned / "llm.safetensors").touch()
+    with pytest.raises(LlavaError, match="stands on an LLM of its own"):
+        base_name(tuned)
     other = tmp_path / "other"
     shutil.copytree(folders["own"], other)
     config = json.loads((other / "config.json").read_text())

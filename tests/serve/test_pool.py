@@ -41,6 +41,34 @@ def test_the_least_recently_used_model_leaves_but_none_in_use() -> None:
     asyncio.run(talk())
 
 
+def test_a_model_in_steady_use_leaves_for_one_that_waits() -> None:
+    pool = ModelPool(SPECS, 10**9)
+    pool.budget = int(1.5 * pool._needed(SPECS[0]))
+    served: list[str] = []
+
+    async def ask(name: str, until: asyncio.Event) -> None:
+        async with pool.use(pool.spec(name)):
+            served.append(name)
+            await until.wait()
+
+    async def talk() -> None:
+        over = asyncio.Event()
+        first = asyncio.create_task(ask("a", over))
+        while not served:
+            await asyncio.sleep(0.01)
+        other = asyncio.create_task(ask("b", over))
+        while pool._leaving is None:
+            await asyncio.sleep(0.01)
+        later = asyncio.create_task(ask("a", over))
+        await asyncio.sleep(0.05)
+        over.set()
+        await asyncio.gather(first, other, later)
+        await pool.close()
+
+    asyncio.run(asyncio.wait_for(talk(), 120))
+    assert served == ["a", "b", "a"] and pool._leaving is None
+
+
 async def _held(pool: ModelPool, name: str | None) -> Served:
     async with pool.use(pool.spec(name)) as served:
         return served
