@@ -136,7 +136,7 @@ class BackgroundEngine:
             reader.error = reader.error or one.error
             if one.finished is not None:
                 reader.ended.add(index)
-            if len(one.output) > ids or (one.finished is not None and one.error is None):
+            if one.error is None and (len(one.output) > ids or one.finished is not None):
                 delta = Delta(one.text[characters:], one.output[ids:], one.scored[ids:], one.usage, one.finished)
                 out.append((reader, (index, delta)))
                 reader.sent[index] = (len(one.output), len(one.text))

@@ -117,16 +117,27 @@ def chat_logprobs(tokenizer: Tokenizer, ids: Sequence[int], scored: Sequence[Sco
 
 def text_logprobs(tokenizer: Tokenizer, ids: Sequence[int], scored: Sequence[Scored], start: int) -> JSON:
     """The same as completions show them; start: the characters before the first."""
-    offsets, names = [], [tokenizer.bytes_of(token).decode("utf-8", "replace") for token in ids]
-    for name in names:
+    data, offsets = [tokenizer.bytes_of(token) for token in ids], []
+    for piece in data:
         offsets.append(start)
-        start += len(name)
-    tops = [
-        {tokenizer.bytes_of(token).decode("utf-8", "replace"): _finite(value) for token, value in score.top}
-        for score in scored
-    ]
+        start += len(piece.decode("utf-8", "replace"))
+    names = [_name(piece) for piece in data]
+    tops: list[JSON] = []
+    for score in scored:
+        top: JSON = {}
+        for token, value in score.top:  # of tokens of one name the likeliest, which comes first
+            top.setdefault(_name(tokenizer.bytes_of(token)), _finite(value))
+        tops.append(top)
     values = [_finite(score.logprob) for score in scored]
     return {"tokens": names, "token_logprobs": values, "top_logprobs": tops, "text_offset": offsets}
+
+
+def _name(data: bytes) -> str:
+    """A token in a list of texts: parts of characters by their bytes, as OpenAI shows them."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
 
 
 _to_json = json.JSONEncoder(separators=(",", ":")).encode

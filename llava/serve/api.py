@@ -6,7 +6,7 @@ import secrets
 import tempfile
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -23,14 +23,15 @@ from llava.assistant import Assistant
 from llava.errors import EngineError, GrammarError, LlavaError
 from llava.serve import docs
 from llava.serve.answers import DONE, JSON, event, follow, usage_body
-from llava.serve.chat import Prepared, chat_body, chat_chunks, prepare_chat
+from llava.serve.chat import Prepared, chat_body, chat_chunks, must_call, prepare_chat
 from llava.serve.completions import completion_body, completion_chunks, prepare_completion
 from llava.serve.errors import ApiError, add_errors, failed, unavailable
 from llava.serve.guard import Guard, GuardLimits
 from llava.serve.keys import Amounts, Charge, Key, KeyStore, QuotaError
 from llava.serve.metrics import Metrics
+from llava.serve.pixels import PixelBudget
 from llava.serve.pool import ModelPool, Served
-from llava.serve.prompts import MediaLimits, count_visuals
+from llava.serve.prompts import MediaLimits, count_visuals, read_messages
 from llava.serve.schema import ChatRequest, CompletionRequest
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -59,6 +60,7 @@ class Server:
     limits: ServerLimits
     metrics: Metrics
     log_content: bool = False
+    pixels: PixelBudget = field(default_factory=PixelBudget)
     active: int = 0
     lately: float = 1.0  # seconds that answers took, a moving mean
     started: int = field(default_factory=lambda: int(time.time()))
@@ -87,7 +89,7 @@ class Server:
             # As it was sent: `http.url` has the address of the socket in place of a Host that it cannot read.
             if not _OWN_HOST.fullmatch(http.headers.get("Host", "")):
                 raise ApiError(403, "this server answers to the names of loopback only: localhost, 127.0.0.1")
-        elif http.url.path.startswith(("/v1/", "/metrics")):
+        elif http.scope["path"].startswith(("/v1/", "/metrics")):
             http.state.key = self._key(self.keys, http)
 
     def _key(self, keys: KeyStore, http: HTTPConnection) -> Key:
@@ -193,12 +195,17 @@ async def _answer(server: Server, http: Request, body: Body) -> AsyncGenerator[b
     key: Key | None = http.state.key
     visuals = count_visuals(body) if isinstance(body, ChatRequest) else 0
     spec = server.pool.spec(body.model)
-    server.charge(key, Amounts(requests=1, images=visuals))
     with server.admitted(), tempfile.TemporaryDirectory(prefix="llava-") as folder:
-        async with server.pool.use(spec) as served:
-            assistant = served.assistants[spec.name]
-            prepared = await _prepare(server, assistant, body, Path(folder))
-            charge = server.charge(key, Amounts(tokens=prepared.most_tokens))
+        paid = server.charge(key, Amounts(requests=1, images=visuals))
+        async with AsyncExitStack() as held:
+            try:
+                served = await held.enter_async_context(server.pool.use(spec))
+                assistant = served.assistants[spec.name]
+                prepared = await _prepare(server, assistant, body, Path(folder), held)
+                charge = server.charge(key, Amounts(tokens=prepared.most_tokens))
+            except ApiError as error:  # nothing is answered: pictures are not charged, nor is what is to come again
+                server.settle(paid, Amounts(requests=-1 if error.status in (429, 503) else 0, images=-visuals))
+                raise
             try:
                 async with aclosing(_bodies(server, spec.name, served, body, prepared)) as bodies:
                     async for piece in bodies:
@@ -209,9 +216,12 @@ async def _answer(server: Server, http: Request, body: Body) -> AsyncGenerator[b
                 _report(server, spec.name, key, body, prepared)
 
 
-async def _prepare(server: Server, assistant: Assistant, body: Body, folder: Path) -> Prepared:
+async def _prepare(server: Server, assistant: Assistant, body: Body, folder: Path, held: AsyncExitStack) -> Prepared:
+    """held: keeps what the request takes until it ends."""
     if isinstance(body, ChatRequest):
-        return await prepare_chat(body, assistant, server.limits.media, folder, server.limits.answer_tokens)
+        messages = await read_messages(body, server.limits.media, folder)
+        await held.enter_async_context(server.pixels.room_for(messages))
+        return await prepare_chat(body, messages, assistant, server.limits.answer_tokens)
     return await prepare_completion(body, assistant, server.limits.answer_tokens)
 
 
@@ -239,7 +249,7 @@ async def _bodies(
                 if time.monotonic() > deadline:
                     raise EngineError(f"the answer took more than {server.limits.seconds:g} seconds")
     except LlavaError as error:
-        told = _told(error)
+        told = _told(error, body)
         if not started:
             raise told from None
         yield event(told.body())  # the status has been sent
@@ -259,11 +269,12 @@ async def _bodies(
     yield DONE
 
 
-def _told(error: LlavaError) -> ApiError:
+def _told(error: LlavaError, body: Body) -> ApiError:
     """How a client hears of it."""
     if isinstance(error, EngineError):
         return failed(str(error))
-    return ApiError(400, str(error), param="response_format" if isinstance(error, GrammarError) else None)
+    grammar_of = "tools" if isinstance(body, ChatRequest) and must_call(body) else "response_format"
+    return ApiError(400, str(error), param=grammar_of if isinstance(error, GrammarError) else None)
 
 
 def _report(server: Server, name: str, key: Key | None, body: Body, prepared: Prepared) -> None:

@@ -2,13 +2,12 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import anyio
 import anyio.to_thread
 
 from llava.assistant import Assistant
-from llava.chat.messages import Message
+from llava.chat.messages import Message, visuals_of
 from llava.engine.background import Delta
 from llava.engine.grammar import Grammar
 from llava.engine.request import Request
@@ -16,7 +15,7 @@ from llava.engine.sampling import Sampling, several
 from llava.errors import LlavaError
 from llava.serve.answers import JSON, Choice, chat_logprobs
 from llava.serve.errors import ApiError
-from llava.serve.prompts import MediaLimits, callable_tools, read_messages
+from llava.serve.prompts import callable_tools
 from llava.serve.schema import (
     ChatRequest,
     Generating,
@@ -29,7 +28,7 @@ from llava.serve.tools import ToolText, call_grammar
 
 CHARACTERS = 100  # of a prompt for each token of the context: more are refused before they are read
 COLDEST = 1e-4  # temperatures below are greedy: logits that are divided by them overflow
-PREPARING = anyio.CapacityLimiter(2)  # decoded pictures take memory
+PREPARING = anyio.CapacityLimiter(2)  # pictures are decoded by so many threads
 
 
 @dataclass(frozen=True)
@@ -51,20 +50,20 @@ class Prepared:
 
 
 async def prepare_chat(
-    body: ChatRequest, assistant: Assistant, media: MediaLimits, folder: Path, answer_tokens: int
+    body: ChatRequest, messages: list[Message], assistant: Assistant, answer_tokens: int
 ) -> Prepared:
     """A conversation as the engine takes it. Raises ApiError, which names the field."""
-    messages = await read_messages(body, media, folder)
     context = assistant.model.config.llm.max_positions
     length = sum(len(part) for message in messages for part in message.content if isinstance(part, str))
     if length > CHARACTERS * context:
         raise too_long(f"{length} characters", context, "messages")
-    request = await anyio.to_thread.run_sync(_request, assistant, messages, body.stops, limiter=PREPARING)
+    limiter = PREPARING if visuals_of(messages) else None
+    request = await anyio.to_thread.run_sync(_request, assistant, messages, body.stops, limiter=limiter)
     images = sum(image.layout.num_tokens for image in request.images)
     if len(request.ids) > context:
         raise too_long(f"{len(request.ids)} tokens ({images} of images)", context, "messages")
     names = {tool.function.name for tool in callable_tools(body)}
-    choices = [Choice(ToolText(names, _must_call(body)) if names else None) for _ in range(body.n)]
+    choices = [Choice(ToolText(names, must_call(body)) if names else None) for _ in range(body.n)]
     most = min(body.max_completion_tokens or body.max_tokens or answer_tokens, context - len(request.ids) + 1)
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     sampling = sampling_of(body, most, logprobs, _grammar(body), assistant)
@@ -143,13 +142,13 @@ def _request(assistant: Assistant, messages: list[Message], stops: tuple[str, ..
         raise ApiError(400, str(error), param="messages") from None
 
 
-def _must_call(body: ChatRequest) -> bool:
+def must_call(body: ChatRequest) -> bool:
     return body.tool_choice == "required" or isinstance(body.tool_choice, NamedTool)
 
 
 def _grammar(body: ChatRequest) -> Grammar | None:
     """What the answer must fit."""
-    if _must_call(body):
+    if must_call(body):
         return call_grammar(callable_tools(body))
     asked = body.response_format
     if isinstance(asked, JsonFormat):

@@ -9,20 +9,22 @@ from llava.engine.background import Delta
 from llava.engine.sampling import several
 from llava.errors import LlavaError
 from llava.serve.answers import JSON, Choice, text_logprobs
-from llava.serve.chat import CHARACTERS, PREPARING, Prepared, sampling_of, too_long
+from llava.serve.chat import CHARACTERS, Prepared, sampling_of, too_long
 from llava.serve.errors import ApiError
 from llava.serve.schema import CompletionRequest
 
 
 async def prepare_completion(body: CompletionRequest, assistant: Assistant, answer_tokens: int) -> Prepared:
     """The prompts as the engine takes them. Raises ApiError, which names the field."""
+    if body.echo and body.logprobs is not None:
+        raise ApiError(400, "tokens of a prompt have no log probabilities here: leave out echo", param="logprobs")
     context = assistant.model.config.llm.max_positions
     prepared = Prepared([], [], [], 0)
     for prompt in body.prompts:
         if len(prompt) > CHARACTERS * context:
             raise too_long(f"{len(prompt)} characters", context, "prompt")
         try:
-            request = await anyio.to_thread.run_sync(assistant.continuation, prompt, body.stops, limiter=PREPARING)
+            request = await anyio.to_thread.run_sync(assistant.continuation, prompt, body.stops)
         except LlavaError as error:
             raise ApiError(400, str(error), param="prompt") from None
         if len(request.ids) > context:

@@ -59,7 +59,7 @@ def build(client: ApiClient) -> gr.Blocks:
                 text += piece
                 yield text
             if not text:
-                yield "(no answer)"
+                yield {"role": "assistant", "content": "(no answer)", "metadata": {"title": FAILED}}
         except LlavaError as error:
             yield {"role": "assistant", "content": f"{text}\n\n{error}", "metadata": {"title": FAILED}}
 

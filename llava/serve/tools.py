@@ -25,19 +25,31 @@ class Call:
 
 def call_grammar(tools: list[Tool]) -> Grammar:
     """An answer that is a call of one of these functions, and nothing else."""
-    kinds = [
-        {
+
+    def kind(tool: Tool, place: str) -> dict[str, Any]:
+        own = {key: value for key, value in (tool.function.parameters or {"type": "object"}).items() if key != "$id"}
+        parameters = moved(own, f"{place}/properties/arguments")
+        return {
             "type": "object",
-            "properties": {
-                "name": {"const": tool.function.name},
-                "arguments": tool.function.parameters or {"type": "object"},
-            },
+            "properties": {"name": {"const": tool.function.name}, "arguments": parameters},
             "required": ["name", "arguments"],
             "additionalProperties": False,
         }
-        for tool in tools
-    ]
-    return Grammar.json(kinds[0] if len(kinds) == 1 else {"anyOf": kinds})
+
+    if len(tools) == 1:
+        return Grammar.json(kind(tools[0], "#"))
+    return Grammar.json({"anyOf": [kind(tool, f"#/anyOf/{index}") for index, tool in enumerate(tools)]})
+
+
+def moved(schema: Any, place: str) -> Any:
+    """A JSON schema that was a whole and now stands at a place ("#/properties/x") of another: its references follow."""
+    if isinstance(schema, dict):
+        found = {key: moved(value, place) for key, value in schema.items()}
+        refers = schema.get("$ref")
+        if isinstance(refers, str) and (refers == "#" or refers.startswith("#/")):
+            found["$ref"] = place + refers[1:]
+        return found
+    return [moved(item, place) for item in schema] if isinstance(schema, list) else schema
 
 
 def read_call(text: str, names: set[str]) -> Call | None:

@@ -11,7 +11,7 @@ from llava.chat.messages import Message
 from llava.checkpoints.native import Loaded
 from llava.engine.background import BackgroundEngine, Delta
 from llava.engine.engine import Engine
-from llava.engine.request import Request
+from llava.engine.request import Generation, Request
 from llava.engine.sampling import Sampling
 from llava.errors import EngineError, LlavaError
 
@@ -83,6 +83,28 @@ def test_errors_reach_the_reader(shell: tuple[BackgroundEngine, Engine, Assistan
     with pytest.raises(LlavaError, match="context holds 512"):
         asyncio.run(collect(background, request, 3))
     assert len(asyncio.run(collect(background, assistant.request([Message.user("Hi")]), 3))) == 3
+
+
+def test_a_token_that_ends_in_an_error_is_not_delivered(
+    shell: tuple[BackgroundEngine, Engine, Assistant], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    background, engine, assistant = shell
+    request, finishes = assistant.request([Message.user("Hi")]), []
+    add = engine._add
+
+    def fails(one: Generation, *rest: object) -> None:
+        add(one, *rest)  # type: ignore[arg-type]
+        if len(one.output) == 2:
+            raise LlavaError("its grammar has grown too large")
+
+    async def ask() -> None:
+        async for _, delta in background.stream([(request, Sampling(5))]):
+            finishes.append(delta.finish)
+
+    monkeypatch.setattr(engine, "_add", fails)
+    with pytest.raises(LlavaError, match="too large"):
+        asyncio.run(ask())
+    assert finishes == [None]
 
 
 def test_closing_tells_those_who_wait(tiny: Loaded) -> None:

@@ -114,9 +114,10 @@ def test_stop_bias_and_length(client: openai.OpenAI) -> None:
     assert biased.choices[0].text == "1, 2," + "1" * 3  # the text of id 33
 
 
-def test_completions_stream_what_they_give_whole(client: openai.OpenAI) -> None:
+@pytest.mark.parametrize("echo", [True, False])
+def test_completions_stream_what_they_give_whole(client: openai.OpenAI, echo: bool) -> None:
     options: dict[str, Any] = {"model": "llava-smol", "prompt": ["One two", "Red green"], "max_tokens": 6, "n": 2}
-    options |= {"logprobs": 0, "echo": True}
+    options |= {"echo": True} if echo else {"logprobs": 0}
     whole = client.completions.create(**options)
     texts, tokens = [""] * 4, [[], [], [], []]  # type: ignore[var-annotated]
     for chunk in client.completions.create(**options, stream=True):
@@ -124,7 +125,7 @@ def test_completions_stream_what_they_give_whole(client: openai.OpenAI) -> None:
             texts[choice.index] += choice.text
             tokens[choice.index] += choice.logprobs.tokens if choice.logprobs and choice.logprobs.tokens else []
     assert texts == [choice.text for choice in whole.choices]
-    assert tokens == [choice.logprobs.tokens for choice in whole.choices if choice.logprobs]
+    assert tokens == [choice.logprobs.tokens if choice.logprobs else [] for choice in whole.choices]
 
 
 def test_answers_fit_a_schema_or_an_expression(client: openai.OpenAI) -> None:
@@ -278,6 +279,9 @@ def test_keys_and_quotas(pool: ModelPool, keys: KeyStore) -> None:
         with pytest.raises(openai.RateLimitError) as full:
             ann.chat.completions.create(model="llava-smol", messages=ASKED, max_tokens=8000, n=2)
         assert "tokens a day" in str(full.value) and 0 < int(full.value.response.headers["Retry-After"]) <= 86400
+        ((_, _, used),) = keys.use(1)
+        assert (used.requests, used.images) == (1, 1)  # what was told to come back is not charged
+        ann.chat.completions.create(model="llava-smol", messages=ASKED, max_tokens=5)
         with pytest.raises(openai.RateLimitError, match="images a day"):
             ann.chat.completions.create(model="llava-smol", messages=ASKED)
         ann.completions.create(model="llava-smol", prompt="One", max_tokens=2)

@@ -6,7 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llava.serve.tools import ToolText, read_call
+from llava.checkpoints.gguf import GgufLlm
+from llava.engine.grammar import Grammars
+from llava.serve.schema import Tool
+from llava.serve.tools import ToolText, call_grammar, read_call
 
 CALL = '<tool_call>\n{"name": "paint", "arguments": {"color": "red"}}\n</tool_call>'
 
@@ -34,3 +37,19 @@ def test_what_is_no_call_is_shown(said: str) -> None:
 def test_only_objects_with_known_names_are_calls() -> None:
     for text in ("", "[]", "1", '{"name": "paint"}', '{"name": "paint", "arguments": "x"}', "[" * 100_000):
         assert read_call(text, {"paint"}) is None
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_parameters_may_refer_to_their_own_definitions(smollm2: GgufLlm, count: int) -> None:
+    item = {"type": "object", "properties": {"next": {"$ref": "#/$defs/item"}, "name": {"enum": ["a"]}}}
+    parameters = {"$defs": {"item": item}, "type": "object", "properties": {"first": {"$ref": "#/$defs/item"}}}
+    tools = [
+        Tool.model_validate({"type": "function", "function": {"name": f"f{i}", "parameters": parameters}})
+        for i in range(count)
+    ]
+    grammars = Grammars(smollm2.tokenizer, smollm2.config.vocab_size)
+    constraint = grammars.start(call_grammar(tools), frozenset())
+    said = json.dumps({"name": "f0", "arguments": {"first": {"next": {"name": "a"}}}})
+    for token in smollm2.tokenizer.encode(said)[0]:
+        constraint.advance(token)
+    assert "$defs" in str(parameters["properties"])  # the tool's own schema stays
