@@ -132,9 +132,10 @@ def _untuned(folder: Path, storage: "Storage", progress: "Progress") -> "Assista
 
 def _show(title: str, table: dict[str, "Score"]) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
-    shown = Table(title=title)
+    shown = Table(title=escape(title))
     shown.add_column("question type", no_wrap=True)
     for name in ("accuracy", "± standard error", "95% interval", "correct", "questions"):
         shown.add_column(name, justify="right")

@@ -92,6 +92,7 @@ def run(
 def _show_parts(
     console: "Console", name: str, config: "LlavaConfig", chosen: "Sequence[Precision]", beside_8bit: bool, adapter: int
 ) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
     from llava.config import Storage
@@ -105,7 +106,7 @@ def _show_parts(
     }
     storages = {precision: Storage(precision, beside_8bit) for precision in chosen}
     sizes = {precision: footprint(config, storage, adapter) for precision, storage in storages.items()}
-    table = Table(title=name)
+    table = Table(title=escape(name))
     for column in ("part", "parameters", *chosen):
         table.add_column(column, justify="left" if column == "part" else "right", no_wrap=True)
     first = sizes[chosen[0]]

@@ -83,6 +83,7 @@ def list_keys(keys: KeysOption = None) -> None:
     from datetime import datetime, timezone
 
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from llava.serve.keys import KeyStore, default_keys
@@ -101,7 +102,7 @@ def list_keys(keys: KeysOption = None) -> None:
             "" if time is None else datetime.fromtimestamp(time, timezone.utc).strftime("%Y-%m-%d %H:%M")
             for time in (key.created, key.revoked)
         ]
-        table.add_row(key.name, f"{key.hint}...", times[0], *(text or "no limit" for text in quotas), times[1])
+        table.add_row(escape(key.name), f"{key.hint}...", times[0], *(text or "no limit" for text in quotas), times[1])
     Console().print(table)
 
 
@@ -112,6 +113,7 @@ def usage(
 ) -> None:
     """Show what each key used, by day."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from llava.serve.keys import KeyStore, default_keys
@@ -120,5 +122,5 @@ def usage(
     for column in ("requests", "tokens", "images"):
         table.add_column(column, justify="right")
     for day, name, used in KeyStore(keys or default_keys()).use(days):
-        table.add_row(day, name, f"{used.requests:,}", f"{used.tokens:,}", f"{used.images:,}")
+        table.add_row(day, escape(name), f"{used.requests:,}", f"{used.tokens:,}", f"{used.images:,}")
     Console().print(table)

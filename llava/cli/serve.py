@@ -110,9 +110,11 @@ def run(
 
 
 def named(text: str) -> tuple[str, str]:
-    """The name and the source that `NAME=MODEL` or `MODEL` says."""
+    """The name and the source that `NAME=MODEL` or `MODEL` says; a folder's name may have `=` in it."""
+    if Path(text).is_dir():
+        return Path(text).name, text
     name, equals, source = text.partition("=")
-    return (name, source) if equals else (Path(text).name if Path(text).is_dir() else text, text)
+    return (name, source) if equals else (text, text)
 
 
 def open_keys(path: Path | None) -> "KeyStore | None":

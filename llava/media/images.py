@@ -39,7 +39,8 @@ def open_image(source: Source) -> PIL.Image.Image:
         # `exif_transpose` and `convert` copy a picture that stays as it is: 36 MB each of a phone's photograph
         turned = picture.getexif().get(_ORIENTATION, 1) != 1
         upright = PIL.ImageOps.exif_transpose(picture) if turned else picture
-        if upright.mode.startswith("I;16"):  # `convert` would turn everything above 255 white
+        deep_grey = upright.mode == "I" and picture.format == "PPM"  # of 16 bits too
+        if upright.mode.startswith("I;16") or deep_grey:  # `convert` would turn everything above 255 white
             upright = PIL.Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
         if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
             layer = upright.convert("RGBA")
@@ -57,6 +58,12 @@ def image_size(source: Source) -> tuple[int, int]:
     with _decoding(name):
         turned = picture.format != "TIFF" and picture.getexif().get(_ORIENTATION, 1) >= 5  # Pillow turns a TIFF itself
     return (picture.height, picture.width) if turned else picture.size
+
+
+def pixel_count(source: Source) -> int:
+    """How many pixels a picture has, by its header. Raises LlavaError as `open_image` does."""
+    width, height = _identify(source)[1].size
+    return width * height
 
 
 # What Pillow raises on a bad file; struct.error where the header of EXIF is cut short.

@@ -69,6 +69,13 @@ def sample_video(path: Path, frames: int, fps: float | None = None) -> SampledVi
     return SampledVideo(pictures, [times[i] for i in chosen], times[-1])
 
 
+def pixels_seen(path: Path, frames: int) -> int:
+    """How many pixels so many frames have together, by the file's header. Raises LlavaError as `sample_video` does."""
+    with _open(path) as (container, stream):
+        size: int = stream.codec_context.width * stream.codec_context.height
+        return min(frames, len(_stamps(path, container, stream)[0])) * size
+
+
 @contextmanager
 def _open(path: Path) -> Iterator[tuple[Any, Any]]:
     """The file and its first video stream. What PyAV raises becomes a LlavaError."""
@@ -82,6 +89,8 @@ def _open(path: Path) -> Iterator[tuple[Any, Any]]:
             streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
             if not streams:
                 raise LlavaError(f"{path}: holds no video{', only sound' if container.streams.audio else ''}")
+            if streams[0].codec_context is None:
+                raise LlavaError(f"{path}: its video is in a format that cannot be decoded here")
             streams[0].thread_type = "AUTO"
             yield container, streams[0]
     except (av.FFmpegError, OSError, ValueError, MemoryError) as error:
@@ -115,6 +124,8 @@ def _decode(path: Path, container: Any, stream: Any, wanted: list[int], keys: li
             container.seek(key, stream=stream)
             decoded = container.decode(stream)
         for frame in decoded:
+            if frame.width * frame.height > size:  # all limits are of what the header says
+                raise LlavaError(f"{path}: a frame of {frame.width}x{frame.height} is larger than its header says")
             count += 1
             if count * size > MAX_DECODED_PIXELS:
                 raise LlavaError(f"{path}: {count} frames would have to be decoded; cut the video, or add key frames")

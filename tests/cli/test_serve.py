@@ -9,6 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from llava.cli.serve import named
 from tests.cli.test_errors import MAIN, llava, mistake
 
 
@@ -30,6 +31,8 @@ def test_keys_from_making_to_revoking() -> None:
     assert llava("keys", "revoke", "ann").returncode == 0
     assert mistake("keys", "create", "ann").startswith("there is a key named 'ann' already")
     assert mistake("keys", "revoke", "bob") == "no key named 'bob'; there are: ann"
+    assert llava("keys", "create", "a[/b] [red]").returncode == 0
+    assert "a[/b] [red]" in llava("keys", "list").stdout
 
 
 def test_mistakes_are_told_before_a_model_is_loaded() -> None:
@@ -57,3 +60,9 @@ def test_a_server_with_keys_ends_whole_on_sigterm() -> None:
     assert process.returncode == 0 and "Traceback" not in rest
     assert "key=ann prompt=1 answer=3 end=length" in rest
     assert "ann" in llava("keys", "usage").stdout
+
+
+def test_a_folder_is_served_by_its_path_whatever_its_name(tmp_path: Path) -> None:
+    (tmp_path / "lr=3e-4").mkdir()
+    assert named(str(tmp_path / "lr=3e-4")) == ("lr=3e-4", str(tmp_path / "lr=3e-4"))
+    assert named("a=llava-smol") == ("a", "llava-smol") and named("llava-smol") == ("llava-smol", "llava-smol")

@@ -1,18 +1,21 @@
 """Videos: the frames that are seen, their times, and files that are none."""
 
+import io
 import struct
 import wave
+from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
+import PIL.Image
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from llava.errors import LlavaError
 from llava.media import video
-from llava.media.video import choose_frames, sample_video
+from llava.media.video import choose_frames, pixels_seen, sample_video
 
 
 def write_video(path: Path, frames: int = 30, fps: int = 10, size: tuple[int, int] = (64, 48), gop: int = 12) -> Path:
@@ -119,3 +122,25 @@ def test_too_many_frames_are_refused_before_decoding(tmp_path: Path, monkeypatch
     monkeypatch.setattr(video, "MAX_PACKETS", 20)
     with pytest.raises(LlavaError, match="over 20 frames; cut the video"):
         sample_video(write_video(tmp_path / "clip.mp4"), 4)
+
+
+def test_frames_larger_than_the_header_says_are_refused(tmp_path: Path) -> None:
+    """Motion JPEG: each frame brings a size of its own."""
+    path, files = tmp_path / "grows.avi", (io.BytesIO(), io.BytesIO())
+    for file, size in zip(files, ((16, 16), (640, 480)), strict=True):
+        PIL.Image.new("RGB", size).save(file, "JPEG")
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mjpeg", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 16, 16, "yuvj420p"
+        for index in range(60):
+            packet = av.Packet(files[index > 50].getvalue())
+            packet.stream, packet.pts, packet.dts, packet.time_base = stream, index, index, Fraction(1, 10)
+            container.mux(packet)
+    assert {frame.size for frame in sample_video(path, 1).frames} == {(16, 16)}
+    with pytest.raises(LlavaError, match="a frame of 640x480 is larger than its header says"):
+        sample_video(path, 4)
+
+
+def test_the_pixels_that_are_seen_are_known_before(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "clip.mp4", frames=5)
+    assert (pixels_seen(path, 3), pixels_seen(path, 64)) == (3 * 64 * 48, 5 * 64 * 48)
