@@ -115,8 +115,9 @@ def write_model(folder: Path, gguf: Path) -> None:
 
     base = open_gguf(gguf)
     image = ImageConfig(size=336, aspect="crop")
+    prompt: dict[str, Any] = {"template": "chatml", "system": "", "images_first": True}  # as all sides have it
     config = LlavaConfig(
-        llm=base.config, vision=ClipVisionConfig(), image=image, projector="mlp2x_gelu", template="chatml", base=None
+        llm=base.config, vision=ClipVisionConfig(), image=image, projector="mlp2x_gelu", base=None, **prompt
     )
     torch.manual_seed(0)
     tensors = {f"llm.{name}": tensor for name, tensor in base.tensors()}

@@ -38,7 +38,7 @@ def measure(model: str, precision: str, tokens: int) -> list[str]:
     picture = llava.Image(PIL.Image.radial_gradient("L").resize((640, 480)).convert("RGB"))
     request = replace(assistant.request([llava.Message.user(picture, QUESTION)]), stop_ids=frozenset())
     start = time.perf_counter()
-    times = [time.perf_counter() - start for _ in assistant._engine.stream(request, Sampling(tokens))]
+    times = [time.perf_counter() - start for _ in assistant._engine.stream(request, Sampling(tokens, lookup=False))]
     adapter = model_folder(model) / ADAPTER
     lora = adapter_parameters(adapter) if adapter.exists() else 0
     predicted = peak_bytes(assistant.model.config, Storage(precision), lora)  # type: ignore[arg-type]

@@ -95,7 +95,10 @@ async def ask(address: tuple[str, int], body: dict[str, Any], kind: str, seen: S
             done = done or line.startswith(b"data: [DONE]")
             if b'"content":"' in line and b'"content":""' not in line:
                 now = time.perf_counter()
-                (seen.first if count == 0 else seen.between).append(now - (start if count == 0 else last))
+                if count == 0:
+                    seen.first.append(now - start)
+                elif kind != "slow":  # whose pauses are its own
+                    seen.between.append(now - last)
                 last, count = now, count + 1
                 seen.tokens += 1
                 if kind == "leaves" and count == 3:

@@ -22,8 +22,21 @@ class Ours:
         self.llava, self.sampling = llava, Sampling
         name: Any = precision
         self.assistant = llava.load(str(folder), device="cpu", precision=name, beside_8bit=beside_8bit)
+        self.check([QUESTIONS[0], "A cat.", QUESTIONS[1]])
 
-    def request(self, picture: Path, turns: list[str]) -> Any:
+    def check(self, turns: list[str]) -> None:
+        """That our prompt is the one that all other sides have."""
+        import PIL.Image
+
+        decode = self.assistant.processor.tokenizer.decode
+        ids = self.request(PIL.Image.new("RGB", (8, 8)), turns).ids
+        images = [place for place, token in enumerate(ids) if token < 0]
+        parts = ids[: images[0]], ids[images[-1] + 1 :]
+        found = "<image>".join(decode(part, keep_special=True) for part in parts)
+        if found != prompt(turns):
+            raise RuntimeError(f"expected the prompt {prompt(turns)!r}, found {found!r}")
+
+    def request(self, picture: Any, turns: list[str]) -> Any:
         """A conversation about a picture: question, answer, question, ..."""
         from dataclasses import replace
 
@@ -40,7 +53,7 @@ class Ours:
 
     def together(self, pictures: list[Path]) -> None:
         requests = [self.request(picture, [QUESTIONS[0]]) for picture in pictures]
-        self.assistant._engine.generate([(one, self.sampling(ANSWER)) for one in requests])
+        self.assistant._engine.generate([(one, self.sampling(ANSWER, lookup=False)) for one in requests])
 
 
 class Transformers:
@@ -172,7 +185,9 @@ class LlamaCpp:
 
     def ask(self, picture: Path, turns: list[str], tokens: int) -> Timed:
         start, llm = time.perf_counter(), self.llm
-        before, after = (llm.tokenize(part.encode(), add_bos=False) for part in prompt(turns).split("<image>"))
+        before, after = (
+            llm.tokenize(part.encode(), add_bos=False, special=True) for part in prompt(turns).split("<image>")
+        )
         ids = [*before, *picture_ids(picture, self.count), *after]
         for count, _ in enumerate(llm.generate(ids, temp=0.0), 1):
             yield time.perf_counter() - start
