@@ -101,10 +101,7 @@ class Assistant:
         return [found[start : start + n] for start in range(0, len(found), n)]
 
     def chat_batch(self, conversations: Sequence[Sequence[Message]], *, max_new_tokens: int = 512) -> list[str]:
-        """The greedy answers to several conversations, computed together; as `chat` gives one by one.
-
-        In 8 and 4 bits rounding may tell them apart (docs/engine.md).
-        """
+        """The greedy answers to several conversations, computed together; as `chat` gives one by one."""
         return [only.text for (only,) in self.answers(conversations, Sampling(max_new_tokens))]
 
     def request(self, messages: Sequence[Message], stop: Sequence[str] = ()) -> Request:

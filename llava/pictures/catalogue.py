@@ -18,7 +18,7 @@ from llava.errors import LlavaError
 from llava.fetch import Progress, fetch, quiet
 from llava.files import atomic_folder, cache_dir
 from llava.pictures.colours import colour_of
-from llava.pictures.sources import EMOJI, SIZE, Candidate, candidates
+from llava.pictures.sources import EMOJI, SIZE, Candidate, candidates, check_packages
 from llava.pictures.wordnet import CONCRETE, Synset, WordNet, singulars
 from llava.registry import PICTURES
 
@@ -94,6 +94,7 @@ def load_catalogue(progress: Progress = quiet) -> Catalogue:
 
 
 def _build(folder: Path, progress: Progress) -> None:
+    check_packages()  # before hundreds of megabytes are fetched
     wordnet = WordNet(fetch(PICTURES["wordnet"], progress))
     entries: list[Entry] = []
     hashes: list[int] = []

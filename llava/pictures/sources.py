@@ -5,6 +5,7 @@ Each source yields candidates: a picture, and what its author calls it. The cata
 
 import gzip
 import html
+import importlib.util
 import io
 import json
 import re
@@ -184,11 +185,14 @@ def _from_bytes(content: bytes) -> PIL.Image.Image:
     return PIL.Image.open(io.BytesIO(content))
 
 
+def check_packages() -> None:
+    """Raise LlavaError where the package that renders SVG is not there."""
+    if importlib.util.find_spec("resvg_py") is None:
+        raise LlavaError("rendering SVG needs the package resvg-py: pip install 'llava[pictures]'")
+
+
 def _render(svg: bytes) -> PIL.Image.Image:
-    try:
-        import resvg_py
-    except ImportError:
-        raise LlavaError("rendering SVG needs the package resvg-py: pip install 'llava[pictures]'") from None
+    import resvg_py
 
     text = svg.decode("utf-8", "replace")
     return PIL.Image.open(io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_string=text, width=2 * SIZE))))
