@@ -1,6 +1,6 @@
 """Put a trained model into the package: config, projector, adapter and encoder in 16 bits, without the run's logs.
 
-    python scripts/embed_model.py runs/llava-smol-finetune-2 llava/embedded/llava-smol
+    python scripts/embed_model.py runs/llava-smol-finetune-3 llava/embedded/llava-smol
 
 The model card (README.md) that is there stays. Refuses more than 25 MB.
 """
