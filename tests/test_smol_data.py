@@ -339,6 +339,6 @@ def test_the_whole_data_set_is_written_and_names_only_pictures_that_are_there(
     assert kinds["about-one"] + kinds["about-worn"] == 14 and kinds["about-scene"] == 8 and kinds["shape"] == 8
     told_sizes = [one for one in rows["finetune"] if "about-pair" in one["id"] and "er" in str(one["conversations"])]
     assert kinds["about-pair"] > 10 and any("The " in str(one["conversations"]) for one in told_sizes)
-    assert kinds["text"] == 4 and kinds["self"] == 40 * len(SELF)
+    assert kinds["text"] == 8 and kinds["self"] == 40 * len(SELF)
     names = [one for one in rows["finetune"] if "about-" in one["id"] and len(one["conversations"]) == 2]
     assert sum(one["conversations"][0]["value"].removeprefix("<image>\n") in NAMING for one in names) >= 5

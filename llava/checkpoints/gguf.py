@@ -90,7 +90,7 @@ class GgufLlm:
                 elif name.endswith("k_proj.weight"):
                     weight = _undo_rope_order(weight, self.config.num_kv_heads)
             except (ValueError, TypeError, ArithmeticError, RuntimeError, LookupError) as error:
-                raise LlavaError(f"{self.path}: damaged GGUF file ({item.name}: {error}); fetch it again") from None
+                raise LlavaError(f"{self.path}: damaged GGUF file ({item.name!r}: {error}); fetch it again") from None
             yield name, weight.contiguous()
 
 
@@ -163,7 +163,7 @@ def read_header(path: Path) -> GgufHeader:
             block, block_bytes = _block(kind)
             size = math.prod(shape) // block * block_bytes
             if start + offset + size > len(data):
-                raise ValueError(f"tensor {name} ends after the end of the file")
+                raise ValueError(f"tensor {name!r} ends after the end of the file")
             tensors.append(GgufTensor(name, shape, kind, start + offset, size))
         return GgufHeader(fields, tensors)
 
@@ -211,7 +211,7 @@ def _decoder_config(header: GgufHeader) -> DecoderConfig:
     fields = header.fields
     architecture = fields["general.architecture"]
     if architecture != "llama":
-        raise LlavaError(f"GGUF architecture '{architecture}' is not supported; expected 'llama'")
+        raise LlavaError(f"GGUF architecture {architecture!r} is not supported; expected 'llama'")
     hidden, heads = int(fields["llama.embedding_length"]), int(fields["llama.attention.head_count"])
     return DecoderConfig(
         vocab_size=len(fields["tokenizer.ggml.tokens"]),
@@ -232,7 +232,7 @@ def _decoder_config(header: GgufHeader) -> DecoderConfig:
 def _tokenizer(fields: dict[str, Any]) -> Tokenizer:
     model, pre = fields["tokenizer.ggml.model"], fields.get("tokenizer.ggml.pre")
     if (model, pre) != ("gpt2", "smollm"):
-        raise LlavaError(f"GGUF tokenizer '{model}' with pre-tokenizer '{pre}' is not supported; expected gpt2, smollm")
+        raise LlavaError(f"GGUF tokenizer {model!r} with pre-tokenizer {pre!r} is not supported; expected gpt2, smollm")
     tokens, kinds = fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.token_type"]
     return bpe_tokenizer(
         vocab={token: index for index, token in enumerate(tokens)},
@@ -253,7 +253,7 @@ def _parameter_name(name: str) -> str:
         _, layer, part, kind = name.split(".")
         return f"layers.{layer}.{_NAMES[part]}.{kind}"
     except (ValueError, KeyError):
-        raise LlavaError(f"GGUF tensor '{name}' is not part of a LLaMA-shaped decoder") from None
+        raise LlavaError(f"GGUF tensor {name!r} is not part of a LLaMA-shaped decoder") from None
 
 
 def _undo_rope_order(weight: Tensor, heads: int) -> Tensor:
