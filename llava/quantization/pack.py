@@ -32,7 +32,7 @@ Adapters = Mapping[nn.Module, Factors]  # linear layers and their LoRAs
 Target = tuple[Storage, torch.device]  # how weights are stored for inference, and where
 
 _RANKS = 16  # those of a LoRA are a multiple of it
-_MUCH = 2**28  # bytes that are freed
+_MUCH = 2**24  # bytes that are freed
 WORKERS = 2  # parts that are packed at once, while others are read: packing itself runs on one core
 
 
