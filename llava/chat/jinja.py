@@ -215,6 +215,7 @@ def _check_filter(name: str, given: dict[str, Any]) -> None:
         _check_counts(*others)
 
 
+@functools.cache  # each rendering makes an environment, of some fifty filters
 def _signature(function: Callable[..., Any]) -> inspect.Signature | None:
     """What a filter takes of a template: all but what Jinja hands to it beside that. None where it does not say."""
     inner = inspect.unwrap(function)

@@ -115,6 +115,7 @@ def _padded(pair: Factors) -> Factors:
 
 
 def _times(x: Tensor, weight: Tensor) -> Tensor:
+    """x (..., in) times a weight (out, in): (..., out)."""
     found = multiplied_in_order(x, weight)
     return F.linear(x, weight) if found is None else found
 
@@ -247,7 +248,7 @@ class Packer:
     def _pack_part(self, part: str) -> None:
         path, _, leaf = part.rpartition(".")
         module = self._model.get_submodule(part)
-        freed = 4 * sum(tensor.numel() for tensor in module.state_dict().values())  # bytes in float32, soon
+        freed = 4 * sum(tensor.numel() for tensor in module.state_dict().values())  # bytes, once it is packed
         if self._device.type != "cpu":
             setattr(self._model.get_submodule(path), leaf, place(module, self._on_gpu(module), self._device))
         elif isinstance(module, Block):
