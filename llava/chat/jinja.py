@@ -46,12 +46,12 @@ def render_jinja(template: str, messages: Sequence[Message], special: dict[str, 
     begins the whole text, as it does in every template of a published model. Raises LlavaError.
     """
     check_turns(messages)
-    whole = _render(template, messages, special)
+    render = _renderer(template, special)
+    whole = render(messages)
     answers: list[tuple[int, int]] = []
     for index, message in enumerate(messages):
         if message.role == "assistant":
-            before = _render(template, messages[:index], special)
-            after = _render(template, messages[: index + 1], special).rstrip("\n")
+            before, after = render(messages[:index]), render(messages[: index + 1]).rstrip("\n")
             if not (after.startswith(before) and whole.startswith(after)):
                 raise LlavaError("this checkpoint's chat template rewrites earlier turns; name a --template instead")
             answers.append((len(before), len(after)))
@@ -109,26 +109,34 @@ def jinja_of(template: Template, system: str | None) -> str:
     )
 
 
-def _render(template: str, messages: Sequence[Message], special: dict[str, str]) -> str:
+def _renderer(template: str, special: dict[str, str]) -> Callable[[Sequence[Message]], str]:
+    """What renders a conversation; all its calls together have MAX_SECONDS from now on."""
     if len(template) > MAX_TEMPLATE:
         raise LlavaError(f"the chat template is over {MAX_TEMPLATE} characters long")
     environment = _Environment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"], finalize=_sized
     )
     environment.globals["raise_exception"] = _raise
-    asks = messages[-1].role == "user"
     try:
         compiled = environment.from_string(environment.guarded(template))
-        said = [_plain(message) for message in messages]
-        text, length = [], 0
-        for piece in compiled.generate(messages=said, add_generation_prompt=asks, **special):
-            text.append(piece)
-            length += len(piece)
-            if length > MAX_RENDERED:
-                raise LlavaError(f"the chat template renders over {MAX_RENDERED} characters")
     except _FAILURES as error:
         raise LlavaError(f"the chat template fails: {error}") from None
-    return "".join(text)
+
+    def render(messages: Sequence[Message]) -> str:
+        asks = messages[-1].role == "user"
+        text, length = [], 0
+        try:
+            said = [_plain(message) for message in messages]
+            for piece in compiled.generate(messages=said, add_generation_prompt=asks, **special):
+                text.append(piece)
+                length += len(piece)
+                if length > MAX_RENDERED:
+                    raise LlavaError(f"the chat template renders over {MAX_RENDERED} characters")
+        except _FAILURES as error:
+            raise LlavaError(f"the chat template fails: {error}") from None
+        return "".join(text)
+
+    return render
 
 
 def _size(value: Any, most: int = MAX_RENDERED) -> int:

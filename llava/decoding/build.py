@@ -89,7 +89,13 @@ def function(name: str) -> Run | None:
     if path in _REFUSED:
         return None
     if path not in _LOADED and not path.exists():  # asked for in every layer: no look at the disk once it is there
-        _building(path).poll()
+        if _building(path).poll():  # it has ended, in vain
+            _REFUSED.add(path)
+            _LOG.warning(
+                "Functions for this kind of processor cannot be built: PyTorch runs instead, several times slower. "
+                "`python -m llava.decoding.build %s` says why",
+                path,
+            )
         return None
     try:
         found = _load(path)[name]

@@ -12,6 +12,7 @@ from llava.errors import GrammarError, LlavaError
 from llava.tokenizer import FastTokenizer, SentencePieceTokenizer, Tokenizer
 
 _LONGEST = 200_000  # characters of a grammar
+_KEPT = 16  # compiled grammars: answers to one question, and an agent's, share them
 # White space where models put it, and nowhere else: where any is allowed, small models never stop to write it.
 _WRITING: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
@@ -60,9 +61,18 @@ class Grammars:
     def __init__(self, tokenizer: Tokenizer, vocabulary: int) -> None:
         self._tokenizer, self._vocabulary = tokenizer, vocabulary
         self._prepared: Any = None
+        self._begun: dict[tuple[str, str], Any] = {}  # grammars of late, each at its beginning
 
     def start(self, grammar: Grammar, stop_ids: Iterable[int]) -> Constraint:
         """The beginning of an answer. Raises GrammarError for a grammar that is wrong, not supported or too large."""
+        key = grammar.kind, grammar.text
+        if key not in self._begun:
+            if len(self._begun) == _KEPT:
+                self._begun.pop(next(iter(self._begun)))
+            self._begun[key] = self._compile(grammar)
+        return Constraint(self._begun[key].deep_copy(), self._vocabulary, stop_ids)
+
+    def _compile(self, grammar: Grammar) -> Any:
         from llguidance import LLMatcher
 
         if len(grammar.text) > _LONGEST:
@@ -81,7 +91,7 @@ class Grammars:
         if matcher.is_error():
             what = "JSON schema" if grammar.kind == "json" else "regular expression"
             raise GrammarError(f"this {what} cannot be followed: {_first_line(matcher.get_error())}")
-        return Constraint(matcher, self._vocabulary, stop_ids)
+        return matcher
 
 
 def _prepare(tokenizer: Tokenizer, vocabulary: int) -> Any:

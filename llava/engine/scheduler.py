@@ -6,7 +6,7 @@ memory runs out, kept prefixes go first, then the request that was admitted last
 computed anew.
 """
 
-from collections import deque
+import bisect
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
@@ -35,7 +35,7 @@ class Scheduler:
 
     def __init__(self, config: DecoderConfig, device: torch.device, dtype: torch.dtype, limits: Limits) -> None:
         self._config, self._device, self._dtype, self.limits = config, device, dtype, limits
-        self.waiting: deque[Generation] = deque()
+        self.waiting: list[Generation] = []
         self.running: list[Generation] = []
         self.prefixes = Prefixes(limits.blocks)
         self._orders = count()
@@ -47,10 +47,7 @@ class Scheduler:
         Clients take turns: the first of one that comes later goes before the second of one that asks for many at once.
         """
         one.turn = self._turn + 1 + place
-        index = len(self.waiting)
-        while index and self.waiting[index - 1].turn > one.turn:
-            index -= 1
-        self.waiting.insert(index, one)
+        bisect.insort_right(self.waiting, one, key=lambda other: other.turn)  # those that gave way have turns before
 
     def schedule(self) -> list[tuple[Generation, int]]:
         """The next step: requests, and how many tokens of each. Requests that can never run are finished."""
@@ -173,7 +170,7 @@ class Scheduler:
         one.guess = []
         self.prefixes.give(blocks)
         one.usage = replace(one.usage, preemptions=one.usage.preemptions + 1)
-        self.waiting.appendleft(one)
+        self.waiting.insert(0, one)
 
     def _detach(self, one: Generation) -> tuple[KVCache, int]:
         cache, blocks = one.cache, one.blocks

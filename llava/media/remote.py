@@ -9,7 +9,7 @@ import asyncio
 import ipaddress
 import socket
 import ssl
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from urllib.parse import quote, urljoin, urlsplit
 
@@ -38,15 +38,18 @@ class FetchLimits:
     allow_private: bool = False
 
 
-async def fetch_url(url: str, limits: FetchLimits) -> bytes:
-    """The body that an http(s) URL gives. Raises LlavaError for a refused address, too many bytes or no answer."""
+async def fetch_url(url: str, limits: FetchLimits, on_bytes: Callable[[int], None] = lambda count: None) -> bytes:
+    """The body that an http(s) URL gives. Raises LlavaError for a refused address, too many bytes or no answer.
+
+    on_bytes: hears of the bytes of the body as they come, and may raise to end it.
+    """
     shown = url if len(url) <= 100 else f"{url[:100]}..."
     try:
         with anyio.fail_after(limits.seconds):
             async with httpcore.AsyncConnectionPool(
                 ssl_context=ssl.create_default_context(), network_backend=_PublicOnly(limits.allow_private)
             ) as pool:
-                return await _follow(pool, url, shown, limits.bytes)
+                return await _follow(pool, url, shown, limits.bytes, on_bytes)
     except TimeoutError:
         raise LlavaError(f"{shown}: no whole answer within {limits.seconds:g} seconds") from None
     except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException, OSError, ValueError) as error:
@@ -97,7 +100,9 @@ class _PublicOnly(httpcore.AsyncNetworkBackend):
         raise LlavaError("sockets of this machine are not fetched from")
 
 
-async def _follow(pool: httpcore.AsyncConnectionPool, url: str, shown: str, most: int) -> bytes:
+async def _follow(
+    pool: httpcore.AsyncConnectionPool, url: str, shown: str, most: int, on_bytes: Callable[[int], None]
+) -> bytes:
     headers = [("Accept", "*/*"), ("Accept-Encoding", "identity"), ("User-Agent", "llava")]
     for _ in range(_REDIRECTS + 1):
         parts = urlsplit(url)
@@ -120,6 +125,7 @@ async def _follow(pool: httpcore.AsyncConnectionPool, url: str, shown: str, most
                 raise LlavaError(f"{shown}: the server answers with status {response.status}")
             body = bytearray()
             async for block in response.aiter_stream():
+                on_bytes(len(block))
                 body += block
                 if len(body) > most:
                     raise LlavaError(f"{shown}: over {most >> 20} MB, the limit")

@@ -92,6 +92,9 @@ def _open(path: Path) -> Iterator[tuple[Any, Any]]:
             if streams[0].codec_context is None:
                 raise LlavaError(f"{path}: its video is in a format that cannot be decoded here")
             streams[0].thread_type = "AUTO"
+            size = streams[0].codec_context.width * streams[0].codec_context.height
+            # No frame may be larger than the header says, but for what codecs add at the edges.
+            streams[0].codec_context.options = {"max_pixels": str(2 * size + 65536)}
             yield container, streams[0]
     except (av.FFmpegError, OSError, ValueError, MemoryError) as error:
         raise LlavaError(f"{path}: broken or not a video ({error})") from None

@@ -31,7 +31,7 @@ from llava.serve.keys import Amounts, Charge, Key, KeyStore, QuotaError
 from llava.serve.metrics import Metrics
 from llava.serve.pixels import PixelBudget
 from llava.serve.pool import ModelPool, Served
-from llava.serve.prompts import MediaLimits, count_visuals, read_messages
+from llava.serve.prompts import MediaBytes, MediaLimits, count_visuals, read_messages
 from llava.serve.schema import ChatRequest, CompletionRequest
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -61,6 +61,7 @@ class Server:
     metrics: Metrics
     log_content: bool = False
     pixels: PixelBudget = field(default_factory=PixelBudget)
+    media: MediaBytes = field(default_factory=MediaBytes)
     active: int = 0
     lately: float = 1.0  # seconds that answers took, a moving mean
     started: int = field(default_factory=lambda: int(time.time()))
@@ -175,9 +176,10 @@ Result = TypeVar("Result")
 
 
 async def _respond(server: Server, http: Request, body: Body) -> Response:
-    answer = _answer(server, http, body)
+    seconds = server.limits.first_seconds if body.stream else server.limits.seconds
+    answer = _answer(server, http, body, time.monotonic() + seconds)
     try:
-        with anyio.fail_after(server.limits.first_seconds if body.stream else server.limits.seconds):
+        with anyio.fail_after(seconds):
             first = await _unless_gone(http, lambda: anext(answer))
     except TimeoutError:
         raise unavailable("the answer took too long; try again later", server.lately) from None
@@ -190,36 +192,49 @@ async def _respond(server: Server, http: Request, body: Body) -> Response:
     return _Events(first, answer)
 
 
-async def _answer(server: Server, http: Request, body: Body) -> AsyncGenerator[bytes, None]:
-    """The body of the response in pieces, of which there is one where nothing is streamed. Raises ApiError."""
+async def _answer(server: Server, http: Request, body: Body, deadline: float) -> AsyncGenerator[bytes, None]:
+    """The body of the response in pieces, of which there is one where nothing is streamed. Raises ApiError.
+
+    deadline: on the monotonic clock; where it is cancelled after that, time ran out, and before, the client left.
+    """
     key: Key | None = http.state.key
     visuals = count_visuals(body) if isinstance(body, ChatRequest) else 0
     spec = server.pool.spec(body.model)
     with server.admitted(), tempfile.TemporaryDirectory(prefix="llava-") as folder:
-        paid = server.charge(key, Amounts(requests=1, images=visuals))
+        # One token: whose tokens are used up is refused before anything is fetched.
+        paid = server.charge(key, Amounts(requests=1, tokens=1, images=visuals))
         async with AsyncExitStack() as held:
             try:
                 served = await held.enter_async_context(server.pool.use(spec))
                 assistant = served.assistants[spec.name]
                 prepared = await _prepare(server, assistant, body, Path(folder), held)
-                charge = server.charge(key, Amounts(tokens=prepared.most_tokens))
-            except ApiError as error:  # nothing is answered: pictures are not charged, nor is what is to come again
-                server.settle(paid, Amounts(requests=-1 if error.status in (429, 503) else 0, images=-visuals))
+                charge = server.charge(key, Amounts(tokens=prepared.most_tokens - 1))
+            except BaseException as error:  # nothing is answered: pictures are not charged, nor what is to come again
+                if isinstance(error, ApiError) or time.monotonic() >= deadline:
+                    again = not isinstance(error, ApiError) or error.status in (429, 503)
+                    server.settle(paid, Amounts(requests=-int(again), tokens=-1, images=-visuals))
                 raise
+            answered = sum(prepared.prompts)
             try:
                 async with aclosing(_bodies(server, spec.name, served, body, prepared)) as bodies:
                     async for piece in bodies:
                         yield piece
+            except BaseException as error:
+                ours = isinstance(error, ApiError) and error.status >= 500
+                if (ours or time.monotonic() >= deadline) and not any(choice.ids for choice in prepared.choices):
+                    server.settle(paid, Amounts(requests=-1, images=-visuals))
+                    answered = 0
+                raise
             finally:
-                taken = sum(prepared.prompts) + sum(len(choice.ids) for choice in prepared.choices)
-                server.settle(charge, Amounts(tokens=taken - prepared.most_tokens))
+                answered += sum(len(choice.ids) for choice in prepared.choices)
+                server.settle(charge, Amounts(tokens=answered - prepared.most_tokens))
                 _report(server, spec.name, key, body, prepared)
 
 
 async def _prepare(server: Server, assistant: Assistant, body: Body, folder: Path, held: AsyncExitStack) -> Prepared:
     """held: keeps what the request takes until it ends."""
     if isinstance(body, ChatRequest):
-        messages = await read_messages(body, server.limits.media, folder)
+        messages = await read_messages(body, server.limits.media, folder, server.media, held)
         await held.enter_async_context(server.pixels.room_for(messages))
         return await prepare_chat(body, messages, assistant, server.limits.answer_tokens)
     return await prepare_completion(body, assistant, server.limits.answer_tokens)
@@ -284,7 +299,9 @@ def _report(server: Server, name: str, key: Key | None, body: Body, prepared: Pr
     who = key.name if key else "-"
     log.info("%s key=%s prompt=%d answer=%d end=%s", name, who, sum(prepared.prompts), tokens, ends)
     if server.log_content:
-        said = body.model_dump(mode="json", exclude_unset=True)
+        said = re.sub(
+            r"(data:[^,'\"]{0,100},.{40})[^'\"]*", r"\1...", str(body.model_dump(mode="json", exclude_unset=True))
+        )
         log.info("request %s answers %s", said, [choice.text for choice in prepared.choices])
 
 

@@ -7,7 +7,7 @@ import anyio
 import anyio.to_thread
 
 from llava.assistant import Assistant
-from llava.chat.messages import Message, visuals_of
+from llava.chat.messages import Message, Video, visuals_of
 from llava.engine.background import Delta
 from llava.engine.grammar import Grammar
 from llava.engine.request import Request
@@ -29,6 +29,7 @@ from llava.serve.tools import ToolText, call_grammar
 CHARACTERS = 100  # of a prompt for each token of the context: more are refused before they are read
 COLDEST = 1e-4  # temperatures below are greedy: logits that are divided by them overflow
 PREPARING = anyio.CapacityLimiter(2)  # pictures are decoded by so many threads
+VIDEOS = anyio.CapacityLimiter(1)  # and videos, which take long
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,8 @@ async def prepare_chat(
     length = sum(len(part) for message in messages for part in message.content if isinstance(part, str))
     if length > CHARACTERS * context:
         raise too_long(f"{length} characters", context, "messages")
-    limiter = PREPARING if visuals_of(messages) else None
+    visuals = visuals_of(messages)
+    limiter = VIDEOS if any(isinstance(one, Video) for one in visuals) else PREPARING if visuals else None
     request = await anyio.to_thread.run_sync(_request, assistant, messages, body.stops, limiter=limiter)
     images = sum(image.layout.num_tokens for image in request.images)
     if len(request.ids) > context:

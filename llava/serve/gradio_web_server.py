@@ -5,6 +5,7 @@ python -m llava.serve.gradio_web_server --api-base http://127.0.0.1:8000/v1
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -142,7 +143,8 @@ def server_inside(model: str) -> Iterator[str]:
                 lines.append(line.strip())
                 if line.startswith("Serving "):
                     Thread(target=shutil.copyfileobj, args=(process.stderr, sys.stderr), daemon=True).start()
-                    yield line.split(" at ")[1].split()[0]
+                    (address,) = re.findall(r"http://\S+", line)[:1]
+                    yield address
                     return
             raise LlavaError(lines[-1].removeprefix("llava: error: ") if lines else "the server did not start")
         finally:

@@ -40,7 +40,7 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        taken, complete = 0, False
+        taken, complete, begun = 0, False, False
         deadline = anyio.current_time() + self._limits.body_seconds
 
         async def limited() -> Message:
@@ -62,10 +62,15 @@ class Guard:
                 raise HTTPException(429, "requests of too many bytes at once", {**_CLOSE, "Retry-After": "5"})
             return message
 
+        def count(status: int) -> None:
+            nonlocal begun
+            begun = True
+            path = getattr(scope.get("route"), "path", "other")  # a known one: paths are a stranger's text
+            self._requests.labels(path, str(status)).inc()
+
         async def counted(message: Message) -> None:
             if message["type"] == "http.response.start":
-                path = getattr(scope.get("route"), "path", "other")  # a known one: paths are a stranger's text
-                self._requests.labels(path, str(message["status"])).inc()
+                count(message["status"])
             await send(message)
 
         try:
@@ -75,5 +80,9 @@ class Guard:
             return
         try:
             await self._app(scope, limited, counted)
+        except Exception:
+            if not begun:  # its answer is made outside, by Starlette
+                count(500)
+            raise
         finally:
             self._held -= taken

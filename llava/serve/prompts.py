@@ -9,13 +9,14 @@ import binascii
 import json
 import tempfile
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from llava.chat.messages import Image, Message, Role, Video, Visual
 from llava.errors import LlavaError
 from llava.media.remote import FetchLimits, fetch_url
-from llava.serve.errors import ApiError
+from llava.serve.errors import ApiError, unavailable
 from llava.serve.schema import (
     AssistantMessage,
     ChatRequest,
@@ -45,6 +46,14 @@ class MediaLimits:
     allow_private: bool = False
 
 
+@dataclass(eq=False)
+class MediaBytes:
+    """What the pictures and videos that are fetched take as files, of all requests at once (bodies: GuardLimits)."""
+
+    most: int = 1 << 30
+    held: int = 0
+
+
 def count_visuals(request: ChatRequest) -> int:
     """How many pictures and videos a request names."""
     return sum(
@@ -55,10 +64,16 @@ def count_visuals(request: ChatRequest) -> int:
     )
 
 
-async def read_messages(request: ChatRequest, limits: MediaLimits, folder: Path) -> list[Message]:
-    """A request's conversation; videos are kept in `folder`. Raises ApiError, which names the field."""
+async def read_messages(
+    request: ChatRequest, limits: MediaLimits, folder: Path, media: MediaBytes, held: AsyncExitStack
+) -> list[Message]:
+    """A request's conversation; videos are kept in `folder`. Raises ApiError, which names the field.
+
+    media: gets what the request takes, until `held` ends.
+    """
     turns: list[tuple[Role, list[str | Visual]]] = []
-    left = _Allowance(limits)
+    left = _Allowance(limits, media)
+    held.callback(left.give_back)
     for index, message in enumerate(request.messages):
         role: Role = "user"
         parts: list[str | Visual] = []
@@ -91,8 +106,20 @@ async def read_messages(request: ChatRequest, limits: MediaLimits, folder: Path)
 class _Allowance:
     """What a request may still bring."""
 
-    def __init__(self, limits: MediaLimits) -> None:
+    def __init__(self, limits: MediaLimits, media: MediaBytes) -> None:
         self.limits, self.images, self.videos, self.bytes = limits, limits.images, limits.videos, limits.all_bytes
+        self._media, self._taken = media, 0
+
+    def take(self, size: int) -> None:
+        """Count bytes that were fetched. Raises ApiError where all requests together have too many."""
+        if self._media.held + size > self._media.most:
+            raise unavailable("pictures and videos of too many bytes at once; try again later", 5)
+        self._media.held += size
+        self._taken += size
+
+    def give_back(self) -> None:
+        """The request has ended."""
+        self._media.held -= self._taken
 
 
 async def _read_part(
@@ -135,9 +162,9 @@ async def _data(url: str, most: int, left: _Allowance, where: str) -> bytes:
         except (binascii.Error, ValueError) as error:
             raise ApiError(400, f"the data URL is not valid base64: {error}", param=where) from None
     else:
-        limits = left.limits
+        limits = FetchLimits(most, left.limits.fetch_seconds, left.limits.allow_private)
         try:
-            data = await fetch_url(url, FetchLimits(most, limits.fetch_seconds, limits.allow_private))
+            data = await fetch_url(url, limits, left.take)
         except LlavaError as error:
             raise ApiError(400, str(error), code="invalid_image_url", param=where) from None
     left.bytes -= len(data)

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 
 MAX_ANSWERS = 16  # of one request
 MAX_MESSAGES = 2000
+MAX_DEPTH = 100  # of objects and lists in each other
 MAX_PROMPTS = 64
 
 
@@ -193,14 +194,16 @@ Stop = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
 
 
 def _check_text(values: Any) -> None:
-    """Raise ValueError for text that cannot be written as UTF-8: JSON can escape half of a surrogate pair."""
-    left = [values]
+    """Raise ValueError for half of a surrogate pair, which JSON can escape and UTF-8 not write, and for great depth."""
+    left = [(values, 0)]
     while left:
-        value = left.pop()
+        value, depth = left.pop()
+        if depth > MAX_DEPTH:
+            raise ValueError(f"the body has objects and lists in each other over {MAX_DEPTH} deep")
         if isinstance(value, dict):
-            left += [*value, *value.values()]
+            left += [(part, depth + 1) for part in (*value, *value.values())]
         elif isinstance(value, list):
-            left += value
+            left += [(part, depth + 1) for part in value]
         elif isinstance(value, str) and not value.isascii():
             try:
                 value.encode()

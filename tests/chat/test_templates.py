@@ -228,10 +228,21 @@ def test_what_users_say_is_not_taken_for_a_format() -> None:
     assert isinstance(segment, Text) and segment.text == said.strip() + " a "
 
 
+def test_a_long_conversation_compiles_its_template_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    guarded = jinja._Environment.guarded
+    monkeypatch.setattr(jinja._Environment, "guarded", lambda self, text: made.append(text) or guarded(self, text))
+    turns = [Message.user("a"), Message.assistant("b")] * 50 + [Message.user("c")]
+    text = "{% for m in messages %}{{ m.role }}: {{ m.content[0].text }}\n{% endfor %}"
+    segments = render_jinja(text, turns, {})
+    assert made == [text]
+    assert sum(isinstance(one, Text) and one.trainable for one in segments) == 50
+
+
 def test_a_guarded_loop_still_knows_its_place() -> None:
     text = "{% for m in messages %}{{ loop.index }} of {{ loop.length }}{{ '.' if loop.last else ', ' }}{% endfor %}"
     turns = [Message.user("a"), Message.assistant("b"), Message.user("c")]
-    assert jinja._render(text, turns, {}) == "1 of 3, 2 of 3, 3 of 3."
+    assert jinja._renderer(text, {})(turns) == "1 of 3, 2 of 3, 3 of 3."
 
 
 def test_a_template_that_leaves_answers_out_is_told(smollm2: GgufLlm) -> None:

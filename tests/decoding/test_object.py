@@ -2,6 +2,7 @@
 
 import ctypes
 from functools import cache
+from pathlib import Path
 
 import pytest
 
@@ -76,3 +77,17 @@ def test_a_damaged_file_is_an_error(damage: str) -> None:
 def test_an_unknown_name_is_not_taken_for_an_address() -> None:
     with pytest.raises(KeyError):
         load_object(object_file(), lambda name: {}[name])
+
+
+def test_functions_that_cannot_be_built_are_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    if not build.possible():
+        pytest.skip("nothing is built here")
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(build, "_path", lambda: tmp_path / "file" / "step.o")  # no folder that one could write to
+    build.wait()
+    assert build.function("step") is None and build.function("linear") is None
+    assert [record.message for record in caplog.records if "cannot be built" in record.message] == [
+        caplog.records[-1].message
+    ]

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,22 @@ def test_constrained_and_free_answers_run_together(tiny: Loaded) -> None:
     sampled = Sampling(max_new_tokens=12, temperature=2.0, seed=1, grammar=Grammar("regex", "[ab]{4}"))
     (drawn,) = assistant._engine.generate([(request, sampled)])
     assert re.fullmatch("[ab]{4}", drawn.text)
+
+
+def test_answers_to_one_question_share_its_grammar_and_not_their_places(
+    tiny: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled, whole = [], Grammars._compile
+    monkeypatch.setattr(Grammars, "_compile", lambda self, one: compiled.append(one) or whole(self, one))
+    assistant = Assistant(tiny)
+    request = assistant.request([Message.user("Say something")])
+    bound = Sampling(max_new_tokens=12, temperature=2.0, grammar=Grammar("regex", "[ab]{4}"))
+    found = assistant._engine.generate([(request, replace(bound, seed=seed)) for seed in range(6)])
+    assert len(compiled) == 1
+    assert all(re.fullmatch("[ab]{4}", one.text) for one in found) and len({one.text for one in found}) > 1
+    for count in range(20):
+        assistant._engine.generate([(request, replace(bound, grammar=Grammar("regex", "a" * count + "b")))])
+    assert len(assistant._engine._grammars._begun) == 16
 
 
 @pytest.mark.parametrize(

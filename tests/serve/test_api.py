@@ -11,6 +11,7 @@ import pytest
 
 from llava import Image, Message
 from llava.engine.sampling import Sampling
+from llava.serve import api
 from llava.serve.api import Server, ServerLimits
 from llava.serve.keys import KeyStore, Quotas
 from llava.serve.pool import ModelPool
@@ -291,6 +292,33 @@ def test_keys_and_quotas(pool: ModelPool, keys: KeyStore) -> None:
         with pytest.raises(openai.AuthenticationError):
             ann.models.list()
         assert httpx.get(address + "/health").status_code == 200
+
+
+def test_what_was_not_answered_in_time_is_not_charged(pool: ModelPool, keys: KeyStore) -> None:
+    key = keys.create("ann", Quotas(requests_day=1))
+    with serving(new_server(pool, keys, ServerLimits(first_seconds=0.0))) as address:
+        ann = openai.OpenAI(base_url=address + "/v1", api_key=key, max_retries=0)
+        for _ in range(2):
+            with pytest.raises(openai.RateLimitError, match="took too long"):
+                ann.chat.completions.create(model="llava-smol", messages=ASKED, stream=True)
+    ((_, _, used),) = keys.use(1)
+    assert (used.requests, used.tokens, used.images) == (0, 0, 0)
+
+
+def test_whose_tokens_are_used_up_is_refused_before_anything_is_fetched(pool: ModelPool, keys: KeyStore) -> None:
+    key = keys.create("ann", Quotas(tokens_day=0))
+    picture = {"type": "image_url", "image_url": {"url": "https://127.0.0.1:1/a.png"}}  # fetching it would be an error
+    with serving(new_server(pool, keys)) as address:
+        ann = openai.OpenAI(base_url=address + "/v1", api_key=key, max_retries=0)
+        with pytest.raises(openai.RateLimitError, match="tokens a day"):
+            ann.chat.completions.create(model="llava-smol", messages=[{"role": "user", "content": [picture]}])  # type: ignore[list-item,misc]
+
+
+def test_unforeseen_errors_are_counted(pool: ModelPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api, "_model", lambda *_: 1 / 0)
+    with serving(new_server(pool)) as address:
+        assert httpx.get(address + "/v1/models").status_code == 500
+        assert 'llava_requests_total{path="/v1/models",status="500"} 1.0' in httpx.get(address + "/metrics").text
 
 
 def test_more_requests_than_it_holds_are_told_to_come_back(pool: ModelPool) -> None:

@@ -1,5 +1,6 @@
 """What strangers and accidents do to a server: `llava serve` as a user runs it, and limits made short in process."""
 
+import asyncio
 import base64
 import io
 import json
@@ -172,6 +173,15 @@ def test_broken_bodies_are_told(client: httpx.Client, path: str, name: str) -> N
     assert len(answer.content) < 10_000
 
 
+def test_a_deep_schema_is_told(client: httpx.Client) -> None:
+    schema: dict[str, Any] = {"type": "object"}
+    for _ in range(150):
+        schema = {"type": "object", "properties": {"a": schema}}
+    tool = {"type": "function", "function": {"name": "f", "parameters": schema}}
+    answer = client.post(CHAT, json=question("hi") | {"tools": [tool]})
+    assert answer.status_code == 400 and "over 100 deep" in error(answer)["message"]
+
+
 def test_half_a_surrogate_pair_in_a_message(client: httpx.Client) -> None:
     answer = client.post(CHAT, content=json.dumps(question("a \ud800")), headers={"Content-Type": "application/json"})
     assert answer.status_code == 400 and "surrogate" in error(answer)["message"]
@@ -311,17 +321,20 @@ def test_a_client_that_leaves_in_a_stream(client: httpx.Client) -> None:
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_leaves_before_its_first_token(running: Running, client: httpx.Client, stream: bool) -> None:
     left = figure(client, "llava_cancelled_total")
-    body = json.dumps(LONG | {"prompt": "word " * 5000, "stream": stream}).encode()
+    body = json.dumps(LONG | {"prompt": "word " * 1200, "stream": stream}).encode()
     with socket.create_connection(running.where, timeout=PATIENCE) as connection:
         connection.sendall(head("/v1/completions", len(body)) + body)
         until(lambda: busy(client) == 1)
     until(lambda: busy(client) == 0)
     until(lambda: figure(client, "llava_cancelled_total") == left + 1)
-    assert figure(client, "llava_answer_tokens_total") >= 0
 
 
 class Impatient(PatientProtocol):
     head_seconds = read_seconds = 0.5
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # soon full
+        super().connection_made(transport)
 
 
 def test_patience_ends_with_slow_clients(pool: ModelPool) -> None:

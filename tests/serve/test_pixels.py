@@ -46,3 +46,21 @@ def test_what_is_no_picture_takes_no_room() -> None:
             pass
 
     asyncio.run(talk())
+
+
+def test_who_brings_no_picture_waits_for_nobody() -> None:
+    budget, talked = PixelBudget(10_000), []
+
+    async def show(seconds: float) -> None:
+        async with budget.room_for([Message.user(picture(100), "Which?")]):
+            await asyncio.sleep(seconds)
+
+    async def talk() -> None:
+        shown = [asyncio.create_task(show(0.2)) for _ in range(2)]  # the second waits for the first
+        await asyncio.sleep(0.1)
+        async with budget.room_for([Message.user("hi")]):
+            talked.append(all(not task.done() for task in shown))
+        await asyncio.gather(*shown)
+
+    asyncio.run(talk())
+    assert talked == [True]

@@ -1,11 +1,17 @@
 """From OpenAI's messages to ours."""
 
+import tempfile
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+
 import anyio
 import pytest
 
 from llava.chat.messages import Image, Message, Video
+from llava.serve import prompts
 from llava.serve.errors import ApiError
-from llava.serve.prompts import MediaLimits, count_visuals, read_messages
+from llava.serve.prompts import MediaBytes, MediaLimits, count_visuals, read_messages
 from llava.serve.schema import ChatRequest
 from tests.serve.conftest import DATA_URL, SHAPE
 
@@ -15,11 +21,13 @@ VIDEO = {"type": "video_url", "video_url": {"url": DATA_URL, "frames": 3}}
 
 def read(messages: list[object], limits: MediaLimits | None = None, **fields: object) -> list[Message]:
     request = ChatRequest.model_validate({"messages": messages, **fields})
-    import tempfile
-    from pathlib import Path
+
+    async def whole() -> list[Message]:
+        async with AsyncExitStack() as held:
+            return await read_messages(request, limits or MediaLimits(), Path(folder), MediaBytes(), held)
 
     with tempfile.TemporaryDirectory() as folder:
-        return anyio.run(read_messages, request, limits or MediaLimits(), Path(folder))
+        return anyio.run(whole)
 
 
 def test_parts_keep_their_order_and_what_one_says_is_one_turn() -> None:
@@ -65,3 +73,35 @@ def test_a_request_brings_no_more_than_it_may(limits: MediaLimits, content: list
     with pytest.raises(ApiError, match=message) as told:
         read([{"role": "user", "content": content}], limits)
     assert told.value.param is not None and told.value.param.startswith("messages[0].content[")
+
+
+def test_fetched_bytes_of_all_requests_are_bounded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    async def fetch(url: str, limits: object, on_bytes: Callable[[int], None]) -> bytes:
+        for _ in range(4):
+            on_bytes(25)
+            await anyio.sleep(0)
+        return bytes(100)
+
+    monkeypatch.setattr(prompts, "fetch_url", fetch)
+    picture = {"type": "image_url", "image_url": {"url": "https://example.org/a.png"}}
+    request = ChatRequest.model_validate({"messages": [{"role": "user", "content": [picture]}]})
+    media = MediaBytes(250)
+
+    async def ask(seconds: float) -> None:
+        async with AsyncExitStack() as held:
+            await read_messages(request, MediaLimits(), tmp_path, media, held)
+            await anyio.sleep(seconds)
+
+    async def talk() -> None:
+        async with anyio.create_task_group() as group:
+            group.start_soon(ask, 0.05)
+            group.start_soon(ask, 0.05)
+            await anyio.sleep(0.02)
+            assert media.held == 200
+            with pytest.raises(ApiError, match="too many bytes at once") as told:
+                await ask(0)
+            assert told.value.status == 429 and media.held == 200
+        assert media.held == 0
+        await ask(0)
+
+    anyio.run(talk)
