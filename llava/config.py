@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
 from pydantic.dataclasses import dataclass
 
 from llava.errors import LlavaError
@@ -61,6 +61,9 @@ class RopeScaling(Strict):
     truncate: bool = True
 
 
+_Layers = Annotated[int, Field(ge=1, le=1000)]  # a hostile number would take all memory before any weight is read
+
+
 class DecoderConfig(Strict):
     """A LLaMA-shaped decoder (Touvron et al. 2023; grouped-query attention: Ainslie et al. 2023).
 
@@ -68,36 +71,36 @@ class DecoderConfig(Strict):
     token attends to so many, itself included.
     """
 
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    rope_theta: float
-    norm_eps: float
-    max_positions: int
+    vocab_size: PositiveInt
+    hidden_size: PositiveInt
+    intermediate_size: PositiveInt
+    num_layers: _Layers
+    num_heads: PositiveInt
+    num_kv_heads: PositiveInt
+    head_dim: PositiveInt
+    rope_theta: PositiveFloat
+    norm_eps: PositiveFloat
+    max_positions: PositiveInt
     tie_embeddings: bool
     rope_scaling: RopeScaling | None = None
     qkv_bias: bool = False
     out_bias: bool = False
     qk_norm: bool = False
-    sliding_window: int | None = None
+    sliding_window: PositiveInt | None = None
 
 
 class ClipVisionConfig(Strict):
     """CLIP's vision transformer (Radford et al. 2021), read out at one hidden layer as LLaVA does."""
 
     type: Literal["clip_vit"] = "clip_vit"
-    image_size: int = 336
-    patch_size: int = 14
-    hidden_size: int = 1024
-    intermediate_size: int = 4096
-    num_layers: int = 24
-    num_heads: int = 16
+    image_size: PositiveInt = 336
+    patch_size: PositiveInt = 14
+    hidden_size: PositiveInt = 1024
+    intermediate_size: PositiveInt = 4096
+    num_layers: _Layers = 24
+    num_heads: PositiveInt = 16
     activation: Literal["quick_gelu", "gelu"] = "quick_gelu"  # OpenAI's weights use quick_gelu
-    norm_eps: float = 1e-5
+    norm_eps: PositiveFloat = 1e-5
     feature_layer: int = -2  # index into the hidden states; -1 is the last one, before the post-layernorm
     feature_select: Literal["patch", "cls_patch"] = "patch"  # "patch" drops the CLS token
 
@@ -106,14 +109,14 @@ class SiglipVisionConfig(Strict):
     """SigLIP's vision transformer (Zhai et al. 2023): no CLS token. The fields are CLIP's."""
 
     type: Literal["siglip_vit"] = "siglip_vit"
-    image_size: int = 384
-    patch_size: int = 14
-    hidden_size: int = 1152
-    intermediate_size: int = 4304
-    num_layers: int = 27
-    num_heads: int = 16
+    image_size: PositiveInt = 384
+    patch_size: PositiveInt = 14
+    hidden_size: PositiveInt = 1152
+    intermediate_size: PositiveInt = 4304
+    num_layers: _Layers = 27
+    num_heads: PositiveInt = 16
     activation: Literal["gelu_tanh"] = "gelu_tanh"
-    norm_eps: float = 1e-6
+    norm_eps: PositiveFloat = 1e-6
     feature_layer: int = -2
 
 
@@ -131,7 +134,7 @@ class EfficientNetLiteConfig(Strict):
     """
 
     type: Literal["efficientnet_lite0"] = "efficientnet_lite0"
-    image_size: int = 224
+    image_size: PositiveInt = 224
     stages: Annotated[tuple[Annotated[int, Field(ge=1, le=7)], ...], Field(min_length=1)] = (3, 5, 7)
     grid: _Cells | Annotated[tuple[_Cells, ...], Field(min_length=1)] = 4
     normalize: bool = False
@@ -166,7 +169,7 @@ class VideoConfig(Strict):
     aspect: how a frame becomes a square; as in ImageConfig.
     """
 
-    stride: int = 2
+    stride: PositiveInt = 2
     pool: Literal["average", "max", "bilinear"] = "average"
     where: Literal["before", "after"] = "before"
     newline: Literal["none", "row", "frame", "one_token"] = "none"
@@ -181,7 +184,7 @@ class ImageConfig(Strict):
     mean, std: per channel, for pixels scaled to 0..1.
     """
 
-    size: int
+    size: PositiveInt
     tiling: TilingConfig | None = None
     aspect: Literal["pad", "crop", "squash"] = "pad"
     mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)  # CLIP's

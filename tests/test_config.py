@@ -105,6 +105,8 @@ def test_a_missing_key_is_named(place: str) -> None:
         ("image.mean", [0.5, 0.5, "x"], "key 'image.mean.2': Input should be a valid number"),
         ("vision.patch_size", "x", "key 'vision.patch_size': Input should be a valid integer"),
         ("vision", {"type": "siglip"}, "'siglip' found using 'type' does not match any of the expected tags"),
+        ("vision.patch_size", 0, "key 'vision.patch_size': Input should be greater than 0, found 0"),
+        ("llm.num_layers", 10**9, "key 'llm.num_layers': Input should be less than or equal to 1000"),
         ("layout", "llava-native-2", "key 'layout': Input should be 'llava-native-1', found 'llava-native-2'"),
     ],
 )

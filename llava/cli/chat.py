@@ -160,4 +160,5 @@ def _converse(
             except KeyboardInterrupt:
                 typer.echo("(interrupted)", err=True)
             except LlavaError as error:
-                typer.echo(f"error: {error}", err=True)
+                typer.echo(f"error: {error}" + (" (what was attached is dropped)" if visuals else ""), err=True)
+                visuals = []

@@ -21,13 +21,16 @@ Examples:
 
     llava convert llava-hf/llava-1.5-7b-hf llava-1.5-7b-int4 --to native --load-4bit
 """
-MERGE_HELP = """Fold a LoRA folder of the original layout into its base: one whole model, in the original layout.
+MERGE_HELP = """Fold a LoRA into its base, and write one whole model in the layout that the LoRA has.
 
-Checks that the merged model gives the same logits as base and adapter together.
+It is a LoRA folder of the original layout, or what `llava train` wrote. Checks that the merged model gives the same
+logits as base and adapter together.
 
-Example:
+Examples:
 
     llava merge liuhaotian/llava-v1.5-7b-lora llava-v1.5-7b-merged
+
+    llava merge runs/mine mine-merged
 """
 LAYOUTS = ("hf", "original", "native")
 

@@ -73,7 +73,8 @@ def run(
         + (f"-{precision}" if precision else "")
         + ("-beside8" if beside_8bit else "")
     )
-    where = output or Path("runs/eval") / f"{benchmark}-{folder.name}{suffix}{f'-{limit}' if limit else ''}"
+    name = Path(model).name or folder.resolve().name  # a model of the hub lies in a folder called by a hash
+    where = output or Path("runs/eval") / f"{benchmark}-{name}{suffix}{f'-{limit}' if limit else ''}"
     if restart:
         with os_errors(f"use the output folder {where}"):
             (where / runner.SETTINGS).unlink(missing_ok=True)
@@ -122,10 +123,11 @@ def run(
 
 def _untuned(folder: Path, storage: "Storage", progress: "Progress") -> "Assistant":
     from llava.assistant import Assistant
+    from llava.checkpoints.hf_config import read_json
     from llava.checkpoints.native import CONFIG, default_device, load_native
     from llava.config import load_config
 
-    if load_config(folder / CONFIG).base is None:
+    if "layout" not in read_json(folder / CONFIG) or load_config(folder / CONFIG).base is None:
         raise LlavaError(f"{folder}: --base needs a model that was tuned on base parts; this one is whole")
     return Assistant(load_native(folder, progress, (storage, default_device()), with_adapter=False))
 

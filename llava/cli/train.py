@@ -1,9 +1,13 @@
 """`llava train`: run a recipe, or show what it would do."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from llava.errors import LlavaError
 
 if TYPE_CHECKING:
     from llava.cli.progress import Bars
@@ -58,20 +62,37 @@ def run(
     if dry_run:
         from llava.train.preview import preview
 
-        with bars() as progress:
+        with bars() as progress, _memory_errors():
             report = preview(chosen, _Watcher(progress))
         _show(report)
         return
     from llava.train.loop import train
 
     try:
-        with bars() as progress:
+        with bars() as progress, _memory_errors():
             output = train(chosen, _Watcher(progress), restart)
     except KeyboardInterrupt:
         same = "The same command without --restart" if restart else "The same command"
         typer.echo(f"\n{same} goes on from the last checkpoint.", err=True)
         raise
     typer.echo(f"{output}: finished; loss curve in {output / 'loss.png'}")
+
+
+@contextlib.contextmanager
+def _memory_errors() -> Iterator[None]:
+    """What PyTorch makes of memory that ran out, as a message: of a GPU, of the machine, or of a loader's process."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        text = str(error)
+        if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
+            raise LlavaError(
+                "memory ran out; lower batch_size (and raise accumulation, which keeps the result) or max_tokens, or "
+                "train with lora"
+            ) from None
+        if "DataLoader worker" in text:
+            raise LlavaError(f"a process that loads data was killed ({text.splitlines()[0]}); lower workers") from None
+        raise
 
 
 def _show(preview: "Preview") -> None:

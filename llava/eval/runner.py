@@ -58,9 +58,14 @@ class Score:
 
 
 def fingerprint(folder: Path) -> str:
-    """A hash of the files that make a model what it is: a resumed run must not mix two models."""
+    """A hash of the files that make a model what it is: a resumed run must not mix two models.
+
+    Results of evaluations that stand in its folder are no part of it.
+    """
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
+        if path.name in (SETTINGS, SUMMARY):
+            continue
         if path.suffix in (".json", ".safetensors", ".bin", ".model", ".gguf") and path.is_file():
             digest.update(f"{path.relative_to(folder).as_posix()} {sha256(path)}\n".encode())
     return digest.hexdigest()

@@ -1,7 +1,9 @@
 """Features of a frozen vision encoder, kept on disk: computed once, read by page as they are used."""
 
 import hashlib
+import math
 import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +13,8 @@ import torch
 from torch import Tensor
 
 from llava.chat.messages import Image
-from llava.files import atomic_path
+from llava.errors import LlavaError
+from llava.files import atomic_path, os_errors
 from llava.models.llava import LlavaModel
 from llava.processor import Processor
 from llava.train.precision import autocast
@@ -58,6 +61,7 @@ def build_cache(
     file = folder / f"features-{digest.hexdigest()[:24]}.npy"
     if not file.exists():
         shape = (views, model.vision.num_tokens, model.vision.feature_size)
+        _require_room(folder, 4 * math.prod(shape))
         with atomic_path(file) as temporary:
             data = np.lib.format.open_memmap(  # type: ignore[no-untyped-call]
                 temporary, mode="w+", dtype=np.float32, shape=shape
@@ -77,3 +81,14 @@ def build_cache(
             data.flush()
             del data
     return FeatureCache(np.load(file, mmap_mode="r", allow_pickle=False), rows)
+
+
+def _require_room(folder: Path, size: int) -> None:
+    with os_errors(f"write {folder}"):
+        folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(folder).free
+    if free < size:
+        raise LlavaError(
+            f"{folder}: features of all pictures take {size / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; make room, "
+            "name another folder (cache), or set cache_features to false: then each picture is encoded as it is used"
+        )

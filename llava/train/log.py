@@ -1,6 +1,7 @@
 """The log of a run: JSON lines, TensorBoard events, and the loss as a picture."""
 
 import json
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from llava.errors import LlavaError
 from llava.files import atomic_path, os_errors, write_text
 
 LOG = "log.jsonl"  # in the output folder
+_DRAW_EVERY = 10.0  # seconds at least
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Log:
         self._entries = [entry for entry in read_log(self._path) if entry.step <= start]
         write_text(self._path, "".join(json.dumps(asdict(entry)) + "\n" for entry in self._entries))
         self._file = self._path.open("a", encoding="utf-8")
+        self._drawn = time.monotonic()
         self._board = SummaryWriter(str(output / "tensorboard"), purge_step=start + 1)
 
     def add(self, entry: StepLog) -> None:
@@ -58,8 +61,10 @@ class Log:
                 self._board.add_scalar(f"train/{name}", getattr(entry, name), entry.step)
 
     def draw(self) -> None:
-        """Write the loss curve to `loss.png`."""
-        draw_loss(self._entries, self._output / "loss.png")
+        """Write the loss curve to `loss.png`, unless that was done within the last ten seconds."""
+        if time.monotonic() - self._drawn > _DRAW_EVERY:
+            draw_loss(self._entries, self._output / "loss.png")
+            self._drawn = time.monotonic()
 
     def close(self) -> None:
         """Close the files."""

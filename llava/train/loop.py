@@ -23,7 +23,6 @@ from llava.errors import LlavaError
 from llava.files import os_errors, sha256, write_text
 from llava.models.llava import LlavaModel
 from llava.processor import IGNORE
-from llava.registry import model_folder
 from llava.train.classes import ImaginedClasses
 from llava.train.compiling import compile_blocks
 from llava.train.data import Batch, Dataset, collate, endless_batches, measure
@@ -32,7 +31,7 @@ from llava.train.log import LOG, Log, StepLog, draw_loss, read_log, require_log
 from llava.train.matching import Captions, caption_of, matching_loss, move_origin, scatter_as_words
 from llava.train.precision import autocast, faster_precision
 from llava.train.recipe import Recipe
-from llava.train.stages import load_model, parameter_groups, prepare, save_trained
+from llava.train.stages import load_model, parameter_groups, prepare, save_trained, trained_folder
 from llava.train.state import (
     FINISHED,
     Progress,
@@ -40,6 +39,7 @@ from llava.train.state import (
     discard_run,
     last_precision,
     load_checkpoint,
+    parts_in,
     save_checkpoint,
     trainable,
 )
@@ -219,7 +219,7 @@ def train(recipe: Recipe, watcher: Watcher, restart: bool = False) -> Path:
     Killed at any moment, it loses nothing but the steps since the last checkpoint, and goes on exactly as it would
     have. Raises LlavaError.
     """
-    if isinstance(recipe.model, Path) and recipe.output.resolve() == model_folder(str(recipe.model)).resolve():
+    if isinstance(recipe.model, Path) and recipe.output.resolve() == trained_folder(recipe.model).resolve():
         raise LlavaError(f"{recipe.output}: is the model that the run starts from; choose another output")
     require_log()
     with os_errors(f"write to the output folder {recipe.output}"):
@@ -229,6 +229,11 @@ def train(recipe: Recipe, watcher: Watcher, restart: bool = False) -> Path:
             )
         if not restart and (recipe.output / CONFIG).exists() and last_precision(recipe.output) is None:
             raise LlavaError(f"{recipe.output}: holds a model; choose another output, or --restart to replace it")
+        if not restart and last_precision(recipe.output) is None and (found := parts_in(recipe.output)):
+            raise LlavaError(
+                f"{recipe.output}: holds {found[0]} of a run that cannot be gone on with, which would become part of "
+                "this one's model; choose another output, or --restart to delete it"
+            )
         recipe.output.mkdir(parents=True, exist_ok=True)
     _keep_freed_memory()
     run = set_up(recipe, watcher, None if restart else last_precision(recipe.output))
@@ -283,7 +288,7 @@ def train(recipe: Recipe, watcher: Watcher, restart: bool = False) -> Path:
             )
             log.add(entry)
             watcher.stepped(entry)
-            if progress.step % recipe.checkpoint_every == 0 and progress.step < steps:
+            if progress.step % recipe.checkpoint_every == 0 or progress.step == steps:  # saving may yet fail
                 save_checkpoint(recipe.output, model, optimizer, progress)
                 log.draw()
     if run.mean is not None:
@@ -302,12 +307,12 @@ def _beginning(run: Run) -> str:
     """A hash of what the run starts from: an exact resume needs the same samples and the same frozen weights."""
     digest = hashlib.sha256(sha256(run.recipe.data.path).encode())
     digest.update(repr([(sample.row, sample.length) for sample in run.data.samples]).encode())
-    model = run.recipe.model
+    model, base = run.recipe.model, run.model.config.base
+    files = [] if base is None else [Path(base.llm), Path(base.vision)]
+    files = [path for path in files if path.is_file()]  # what is known by a name has a hash of its own
     if isinstance(model, Path):
-        folder = model_folder(str(model))
-        files = sorted([*folder.glob("*.safetensors"), *folder.glob("*/*.safetensors"), folder / CONFIG])
-    else:
-        files = [path for path in (Path(model.llm), Path(model.vision)) if path.is_file()]  # what is known has a hash
+        folder = trained_folder(model)
+        files += sorted([*folder.glob("*.safetensors"), *folder.glob("*/*.safetensors"), folder / CONFIG])
     for path in files:
         digest.update(f"{path.name} {sha256(path)}\n".encode())
     return digest.hexdigest()

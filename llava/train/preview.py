@@ -12,7 +12,9 @@ import torch
 from llava.models.llava import IMAGE_TOKEN
 from llava.processor import IGNORE, Prompt
 from llava.tokenizer import Tokenizer
+from llava.train.compiling import compile_blocks
 from llava.train.data import batch_order
+from llava.train.log import require_log
 from llava.train.loop import Run, Watcher, set_up
 from llava.train.recipe import Recipe
 from llava.train.state import trainable
@@ -46,8 +48,14 @@ class Preview:
 
 
 def preview(recipe: Recipe, watcher: Watcher) -> Preview:
-    """Do everything that the recipe does before its first step, and time a few batches. Raises LlavaError."""
+    """Do everything that the recipe does before its first step, and time a few batches. Raises LlavaError.
+
+    Features of pictures that are encoded for it are kept in the recipe's cache, where the run finds them.
+    """
+    require_log()
     run = set_up(recipe, watcher)
+    if recipe.compile and run.captions is None:
+        compile_blocks(run.model)
     seconds = _time_batches(run)
     first = run.data.prompt(run.data.samples[0])
     return Preview(

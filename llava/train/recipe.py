@@ -2,13 +2,24 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from llava.config import ImageConfig, Strict, VisionConfig, validate
 from llava.errors import LlavaError
+from llava.files import home_of
+
+_Path = Annotated[Path, AfterValidator(lambda path: home_of(str(path)))]  # ~ is the home folder
 
 
 class NewModel(Strict):
@@ -30,8 +41,8 @@ class DataConfig(Strict):
     max_dropped: the fraction of rows that may be unusable (no image, too long, ...) before the run stops.
     """
 
-    path: Path
-    images: Path
+    path: _Path
+    images: _Path
     max_dropped: float = Field(default=0.01, ge=0, le=1)
 
 
@@ -71,8 +82,8 @@ class Recipe(Strict):
     """
 
     stage: Literal["match", "align", "finetune"]
-    output: Path
-    model: NewModel | Path
+    output: _Path
+    model: NewModel | _Path
     data: DataConfig
     lora: Lora | None = None
     train_vision: tuple[str, ...] = ()
@@ -93,7 +104,7 @@ class Recipe(Strict):
     precision: Literal["auto", "float32", "bfloat16"] = "float32"
     compile: bool = False
     cache_features: bool = True
-    cache: Path | None = None
+    cache: _Path | None = None
     workers: NonNegativeInt = 0
 
     @model_validator(mode="after")

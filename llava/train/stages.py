@@ -14,29 +14,55 @@ from llava.chat.templates import get_template
 from llava.checkpoints.adapters import misfit, read_adapter
 from llava.checkpoints.files import load_strict, read_safetensors, write_safetensors
 from llava.checkpoints.gguf import open_gguf
-from llava.checkpoints.native import ADAPTER, LLM, VISION, Loaded, build_processor, load_base, load_native, save_native
+from llava.checkpoints.hf_config import read_json
+from llava.checkpoints.native import (
+    ADAPTER,
+    CONFIG,
+    LLM,
+    VISION,
+    Loaded,
+    build_processor,
+    load_base,
+    load_native,
+    save_native,
+)
 from llava.config import BaseParts, LlavaConfig, VisionConfig
 from llava.errors import LlavaError
 from llava.fetch import Progress, resolve
+from llava.files import home_of
 from llava.models.llava import LlavaModel
 from llava.models.vision import build_vision_encoder
-from llava.registry import model_folder
+from llava.registry import PARTS, PUBLISHED, model_folder
 from llava.train.recipe import Lora, NewModel, Recipe
 
 
 def load_model(recipe: Recipe, progress: Progress) -> Loaded:
     """The model that a recipe starts from, with everything frozen. Raises LlavaError."""
     if isinstance(recipe.model, Path):
-        loaded = load_native(model_folder(str(recipe.model)), progress, with_adapter=_adapter_before(recipe) is None)
+        loaded = load_native(trained_folder(recipe.model), progress, with_adapter=_adapter_before(recipe) is None)
         return loaded if recipe.encoder is None else _read_out_as(loaded, recipe.encoder)
     return load_base(_config_of(recipe.model, progress), progress)
+
+
+def trained_folder(model: Path) -> Path:
+    """The folder of a model that a recipe can start from: an embedded one, or a run's output. Raises LlavaError.
+
+    A published model is refused before it is fetched.
+    """
+    reason = "stands on no base parts; train from llava-smol, a recipe's output, or base parts (docs/training.md)"
+    if str(model) in PUBLISHED:
+        raise LlavaError(f"{model}: published models can be run, converted and merged, not trained: this one {reason}")
+    folder = model_folder(str(model))
+    if "layout" not in read_json(folder / CONFIG):
+        raise LlavaError(f"{model}: is not of the native layout, and {reason}")
+    return folder
 
 
 def _adapter_before(recipe: Recipe) -> Path | None:
     """The adapter that LoRA goes on with: the one of the model that it starts from, over the LLM of its base."""
     if recipe.lora is None or not isinstance(recipe.model, Path):
         return None
-    folder = model_folder(str(recipe.model))
+    folder = trained_folder(recipe.model)
     return folder / ADAPTER if (folder / ADAPTER).exists() and not (folder / LLM).exists() else None
 
 
@@ -67,11 +93,16 @@ def _config_of(new: NewModel, progress: Progress) -> LlavaConfig:
         template=new.template,
         system=new.system,
         images_first=new.images_first,
-        base=BaseParts(llm=new.llm, vision=new.vision),
+        base=BaseParts(llm=_from_anywhere(new.llm), vision=_from_anywhere(new.vision)),
     )
     if config.has_newline:
         raise LlavaError("a new model has no embedding of a line's end: image.tiling.merge must be 'flat' or 'spatial'")
     return config
+
+
+def _from_anywhere(part: str) -> str:
+    """The name of a known part, or the absolute path of a file: a model is not always loaded from where it was made."""
+    return part if part in PARTS else str(home_of(part).resolve())
 
 
 def prepare(model: LlavaModel, recipe: Recipe) -> None:
@@ -156,7 +187,7 @@ def parameter_groups(model: LlavaModel, recipe: Recipe) -> list[dict[str, Any]]:
 
 def save_trained(output: Path, model: LlavaModel, recipe: Recipe) -> None:
     """Write what was trained in the native layout: the next stage, chat and evaluation load it from there."""
-    source = model_folder(str(recipe.model)) if isinstance(recipe.model, Path) else None
+    source = trained_folder(recipe.model) if isinstance(recipe.model, Path) else None
     tuned_before = source is not None and ((source / LLM).exists() or (source / ADAPTER).exists())
     if recipe.lora is not None:
         _save_adapter(output / ADAPTER, model, recipe.lora)

@@ -107,6 +107,11 @@ def last_precision(output: Path) -> str | None:
         return None  # loading it says more
 
 
+def parts_in(output: Path) -> list[str]:
+    """What of a model lies under `output`."""
+    return [name for name in (PROJECTOR, VISION, LLM, ADAPTER) if (output / name).exists()]
+
+
 def discard_checkpoints(output: Path) -> None:
     """Delete the checkpoints under `output`; what else lies in their folder stays."""
     for path in (*_checkpoints(output), *(output / "checkpoints").glob(".step-*.tmp")):  # killed while it was written

@@ -22,14 +22,16 @@ from llava.processor import Prompt
 from scripts.random_checkpoints import Peer, original_names, write_checkpoint, write_original
 
 
-@pytest.fixture
-def llava(tmp_path: Path) -> Peer:
-    return write_checkpoint(tmp_path / "hf", "llava", "llama", seed=1)
+@pytest.fixture(scope="module")
+def llava(tmp_path_factory: pytest.TempPathFactory) -> Peer:
+    """Tests read it, and write elsewhere."""
+    return write_checkpoint(tmp_path_factory.mktemp("llava") / "hf", "llava", "llama", seed=1)
 
 
-@pytest.fixture
-def llava_next(tmp_path: Path) -> Peer:
-    return write_checkpoint(tmp_path / "hf", "llava_next", "mistral", seed=2)
+@pytest.fixture(scope="module")
+def llava_next(tmp_path_factory: pytest.TempPathFactory) -> Peer:
+    """As `llava`."""
+    return write_checkpoint(tmp_path_factory.mktemp("llava_next") / "hf", "llava_next", "mistral", seed=2)
 
 
 def noise(width: int, height: int) -> PIL.Image.Image:

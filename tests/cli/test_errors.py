@@ -1,6 +1,7 @@
 """A user's mistake: status 2, one line on stderr, no traceback. Each test runs the real command."""
 
 import os
+import signal
 import struct
 import subprocess
 import sys
@@ -169,6 +170,32 @@ def test_an_interruption_has_status_130_and_no_traceback() -> None:
     code = "from llava.cli import app, main\n@app.command()\ndef stop() -> None:\n    raise KeyboardInterrupt\nmain()"
     done = llava("stop", code=code)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_ended_from_outside_it_leaves_no_temporary_file(tmp_path: Path, name: str) -> None:
+    code = (
+        "import os, pathlib, signal\nfrom llava.cli import app, main\nfrom llava.files import atomic_path\n"
+        "@app.command()\ndef stop(folder: pathlib.Path) -> None:\n"
+        "    with atomic_path(folder / 'file') as path:\n"
+        "        assert path.exists()\n"
+        f"        os.kill(os.getpid(), signal.{name})\nmain()"
+    )
+    done = llava("stop", tmp_path, code=code)
+    assert (done.returncode, done.stderr) == (128 + getattr(signal, name), "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_memory_that_ran_out_is_told_with_what_to_change(recipe: Path) -> None:
+    code = (
+        "import torch\nfrom llava.train import loop\n"
+        "def train(*_: object) -> None:\n    raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate')\n"
+        f"loop.train = train\n{MAIN}"
+    )
+    done = llava("train", recipe, code=code)
+    assert done.returncode == 2 and done.stderr.startswith("llava: error: memory ran out; lower batch_size"), (
+        done.stderr
+    )
 
 
 def test_a_reader_that_went_away_sees_no_traceback() -> None:

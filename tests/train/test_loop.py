@@ -3,8 +3,10 @@
 import io
 import json
 import math
+import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import PIL.Image
@@ -59,7 +61,7 @@ def weights(output: Path) -> dict[str, torch.Tensor]:
 
 def test_align_trains_the_projector_alone_and_the_loss_falls(folder: Path) -> None:
     watcher = Watcher()
-    output = train(recipe(folder, max_steps=40, epochs=9, learning_rate=0.1), watcher)
+    output = train(recipe(folder, max_steps=40, epochs=9, learning_rate=0.1, checkpoint_every=20), watcher)
     assert [log.step for log in watcher.logs] == list(range(1, 41))
     assert sum(log.loss for log in watcher.logs[-5:]) < 0.9 * sum(
         log.loss for log in watcher.logs[:5]
@@ -69,7 +71,8 @@ def test_align_trains_the_projector_alone_and_the_loss_falls(folder: Path) -> No
     assert list((output / "tensorboard").glob("events.*"))
     assert not (output / "checkpoints").exists()
     assert len(read_log(output / "log.jsonl")) == 40
-    assert Assistant(load_native(output)).chat([Message.user("hi")], max_new_tokens=3) is not None
+    before, after = set_up(recipe(folder), Watcher()).model, load_native(output).model
+    assert all(torch.equal(a, b) for a, b in zip(before.llm.parameters(), after.llm.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("lora", [None, {"rank": 2, "alpha": 4, "dropout": 0.1}], ids=["full", "lora"])
@@ -77,7 +80,14 @@ def test_finetune_starts_from_align_and_its_output_answers_as_trained(
     folder: Path, lora: dict[str, Any] | None
 ) -> None:
     train(recipe(folder), Watcher())
-    output = train(finetune(folder, lora=lora, max_steps=160, epochs=60, batch_size=8, learning_rate=3e-3), Watcher())
+    long: dict[str, Any] = {
+        "max_steps": 160,
+        "epochs": 60,
+        "batch_size": 8,
+        "learning_rate": 3e-3,
+        "checkpoint_every": 80,
+    }
+    output = train(finetune(folder, lora=lora, **long), Watcher())
     names = {path.name for path in output.iterdir()}
     assert ("adapter" in names) == (lora is not None) and ("llm.safetensors" in names) == (lora is None)
     assistant = Assistant(load_native(output))
@@ -271,6 +281,48 @@ def test_a_model_is_not_replaced_unasked(folder: Path) -> None:
     assert (aligned / "projector.safetensors").exists()
 
 
+def test_parts_of_an_earlier_model_never_become_part_of_a_run(folder: Path) -> None:
+    (folder / "out").mkdir()
+    (folder / "out" / "llm.safetensors").write_bytes(b"of a run that was cut off")
+    with pytest.raises(LlavaError, match=r"holds llm\.safetensors of a run that cannot be gone on with"):
+        train(recipe(folder), Watcher())
+    train(recipe(folder), Watcher(), restart=True)
+    assert not (folder / "out" / "llm.safetensors").exists()
+
+
+def test_a_run_whose_model_could_not_be_written_goes_on_where_it_ended(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise LlavaError("no room")
+
+    expected = weights(train(recipe(folder, output=str(folder / "whole")), Watcher()))
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "save_trained", full)
+        with pytest.raises(LlavaError, match="no room"):
+            train(recipe(folder), Watcher())
+    watcher = Watcher()
+    found = weights(train(recipe(folder), watcher))
+    assert watcher.logs == []
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_a_published_model_is_refused_before_it_is_fetched(folder: Path) -> None:
+    with pytest.raises(LlavaError, match=r"^liuhaotian/llava-v1.5-7b: published models can be run, .* not trained"):
+        train(finetune(folder, model="liuhaotian/llava-v1.5-7b"), Watcher())
+    (folder / "hub").mkdir()
+    (folder / "hub" / "config.json").write_text('{"model_type": "llava"}')
+    with pytest.raises(LlavaError, match="hub: is not of the native layout, and stands on no base parts"):
+        train(finetune(folder, model=str(folder / "hub")), Watcher())
+
+
+def test_features_that_no_disk_holds_are_told_with_their_size(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=100))
+    with pytest.raises(LlavaError, match=r"features of all pictures take .* GB, 0\.0 GB are free; .* cache_features"):
+        train(recipe(folder), Watcher())
+    train(recipe(folder, cache_features=False), Watcher())
+
+
 def test_what_else_lies_beside_checkpoints_stays(folder: Path) -> None:
     other = folder / "out" / "checkpoints" / "llava-v1.5-7b"
     killed = other.with_name(".step-00000002.x.tmp")
@@ -431,7 +483,16 @@ def test_match_trains_projector_and_encoder_and_the_next_stages_keep_them(folder
     before = load_native(train(recipe(folder, max_steps=1, learning_rate=1e-9), Watcher())).model.vision.state_dict()
     watcher, changes = Watcher(), {"stage": "match", "cache_features": False, "train_vision": ["encoder.layers.1."]}
     matched = train(
-        recipe(folder, max_steps=120, epochs=24, output=str(folder / "matched"), **changes, learning_rate=0.03), watcher
+        recipe(
+            folder,
+            max_steps=120,
+            epochs=24,
+            checkpoint_every=60,
+            output=str(folder / "matched"),
+            **changes,
+            learning_rate=0.03,
+        ),
+        watcher,
     )
     assert sum(log.loss for log in watcher.logs[-5:]) < 0.5 * sum(log.loss for log in watcher.logs[:5])
     after = load_native(matched).model.vision.state_dict()

@@ -20,6 +20,13 @@ def test_overrides_reach_nested_keys() -> None:
     assert (recipe.data.max_dropped, recipe.max_steps, str(recipe.output)) == (0.5, 7, "a=b")
 
 
+def test_a_tilde_is_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    recipe = load_recipe(ALIGN, ["output=~/runs/a", "data.path=~/a.json", "data.images=~/i", "cache=~/c", "model=~/m"])
+    paths = recipe.output, recipe.data.path, recipe.data.images, recipe.cache, recipe.model
+    assert paths == tuple(Path("/home/me") / name for name in ("runs/a", "a.json", "i", "c", "m"))
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

@@ -12,7 +12,6 @@ from llava.fetch import Progress, quiet, resolve
 
 SHAPES = ("circle", "rectangle", "triangle")
 COLOURS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
-KINDS = ("shape", "colour", "yes/no shape", "yes/no colour")  # the rows of the result table
 
 
 def load_questions(split: Literal["train", "test"], progress: Progress = quiet) -> list[Question]:
