@@ -1,7 +1,7 @@
 # make chat: from nothing to a first answer.  make test: the tests.  make check: everything that CI runs.
 PYTHON ?= python3
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 
 # Where there is a C++ compiler, training compiles the LLM.
 COMPILE := $(if $(shell command -v g++),compile=true)
@@ -12,7 +12,7 @@ chat: .venv/core
 	$(BIN)/llava chat llava-smol --image examples/tiger.png --prompt "What is this?"
 
 test: .venv/dev parts
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --cov --cov-report=term
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term
 
 check: lint types test
 
@@ -70,4 +70,5 @@ clean:
 .venv/dev: .venv/core
 	@echo "Installing what the tests and training need ..."
 	$(PIP) --editable '.[dev]'
+	-@$(BIN)/python -W ignore -m compileall -qq -j 2 .venv/lib  # what pip does on one core; some files do not compile
 	@touch $@

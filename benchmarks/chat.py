@@ -3,7 +3,7 @@
     python benchmarks/chat.py --model llava-smol --repeats 5 --output chat.json
 
 Both sides run in float32 with torch's default threads, and ours also as it runs by default, with weights stored in 16
-bits; each in a process of its own. They take turns (A B C A B C), after a round that is not counted (--cold: without).
+bits; each in a process of its own. They take turns (A B C A B C), after a round that is not counted.
 Time runs from the messages, with the picture as the bytes of a JPEG, to the token: the prompt's rendering, the
 picture's decoding and the vision encoder are in it. Three conversations of two questions each: one whose first prompt
 is just a picture of 640 x 480 and a short question, one whose picture is as a phone takes it (12 megapixels), and one
@@ -46,7 +46,7 @@ from llava.models.llava import IMAGE_TOKEN
 from llava.processor import Processor
 from llava.registry import model_folder
 
-PROMPT, DECODED, ANSWER = 512, 64, 16  # tokens: the long prompt; its answer; an answer at most, in a history
+ANSWER = 16  # tokens of an answer at most, in a history
 QUESTIONS = "What is shown in this image?", "What color is it?"
 FILLER = "The cat sat on the mat and the dog ran in the park while we read a book by the window."
 TARGET = 0.3  # the second question's time, as a part of the first's
@@ -135,6 +135,14 @@ def export(model: Path, folder: Path) -> None:
 
 
 @dataclass(frozen=True)
+class Lengths:
+    """In tokens: a long prompt, and the answer to it."""
+
+    prompt: int = 512
+    decoded: int = 64
+
+
+@dataclass(frozen=True)
 class Round:
     """One round of one side: its figures by name, and the ids of each of its answers."""
 
@@ -148,17 +156,18 @@ def load(name: str, model: Path, exported: Path) -> Ours | Theirs:
     return Theirs(model, exported) if name == SIDES[1] else Ours(model, "float32" if name == SIDES[0] else "float16")
 
 
-def measure(name: str, model: Path, exported: Path) -> Round:
-    """Three conversations of two questions: a small picture, a phone's, and a first prompt of PROMPT tokens."""
+def measure(name: str, model: Path, exported: Path, lengths: Lengths) -> Round:
+    """Three conversations of two questions: a small picture, a phone's, and a long first prompt."""
     side, photo = load(name, model, exported), picture((640, 480))
-    question = long_question(side.processor, photo)
-    answers = [*converse(side, Message.user(Image(photo), QUESTIONS[0]), ANSWER), *converse(side, question, DECODED)]
+    question = long_question(side.processor, photo, lengths.prompt)
+    answers = [*converse(side, Message.user(Image(photo), QUESTIONS[0]), ANSWER)]
+    answers += converse(side, question, lengths.decoded)
     answers += converse(side, Message.user(Image(picture((4000, 3000))), QUESTIONS[0]), ANSWER)
     first, second, long, later, large, after = (seconds for _, seconds in answers)
     megabyte = 2**20 if sys.platform == "darwin" else 2**10  # in the unit of ru_maxrss
     figures = {
         "prefill (tokens/s)": len(side.processor.prompt([question]).ids) / long[0],
-        "decode (tokens/s)": (DECODED - 1) / (long[-1] - long[0]),
+        "decode (tokens/s)": (lengths.decoded - 1) / (long[-1] - long[0]),
         "first question (ms)": 1000 * first[0],
         "second question (ms)": 1000 * second[0],
         "second / first": second[0] / first[0],
@@ -195,26 +204,27 @@ def picture(size: tuple[int, int]) -> bytes:
     return file.getvalue()
 
 
-def long_question(processor: Processor, photo: bytes) -> Message:
-    """A question that makes a prompt of PROMPT tokens, or a few less. Its picture is not yet opened."""
-    image, words = Image(photo), [QUESTIONS[0], *(FILLER.split() * PROMPT)[:PROMPT]]
-    while len(processor.prompt([Message.user(image, " ".join(words))]).ids) > PROMPT:
+def long_question(processor: Processor, photo: bytes, length: int) -> Message:
+    """A question that makes a prompt of so many tokens, or a few less. Its picture is not yet opened."""
+    image, words = Image(photo), [QUESTIONS[0], *(FILLER.split() * length)[:length]]
+    while len(processor.prompt([Message.user(image, " ".join(words))]).ids) > length:
         words.pop()
     return Message.user(Image(photo), " ".join(words))
 
 
-def run(model: Path, repeats: int, cold: bool = False) -> dict[str, list[Round]]:
-    """The counted rounds of both sides, measured in turns. cold: there is none that is not counted."""
+def run(model: Path, repeats: int, short: bool = False) -> dict[str, list[Round]]:
+    """The counted rounds of both sides, measured in turns. short: without one that is not counted, and less in each."""
+    lengths = Lengths(prompt=128, decoded=4) if short else Lengths()
     rounds: dict[str, list[Round]] = {name: [] for name in SIDES}
     new_process = functools.partial(ProcessPoolExecutor, 1, multiprocessing.get_context("spawn"))
     with tempfile.TemporaryDirectory() as folder, new_process() as a, new_process() as b, new_process() as c:
         print("writing the weights for transformers", file=sys.stderr)
         with new_process() as once:
             once.submit(export, model, Path(folder)).result()
-        for count in range(int(cold), repeats + 1):
+        for count in range(int(short), repeats + 1):
             for name, process in zip(SIDES, (a, b, c), strict=True):
                 print(f"round {count} of {repeats}{'' if count else ' (not counted)'}: {name}", file=sys.stderr)
-                rounds[name].append(process.submit(measure, name, model, Path(folder)).result())
+                rounds[name].append(process.submit(measure, name, model, Path(folder), lengths).result())
     return {name: side[-repeats:] for name, side in rounds.items()}
 
 
@@ -244,11 +254,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="llava-smol", help="an embedded name, or a folder of the native layout")
     parser.add_argument("--repeats", type=int, default=5, help="rounds that count, at least 1")
-    parser.add_argument("--cold", action="store_true", help="without a round before them that is not counted")
+    parser.add_argument("--short", action="store_true", help="to see that it runs: what it prints then says little")
     parser.add_argument("--output", type=Path, help="write every round here, as JSON")
     arguments = parser.parse_args()
     try:
-        rounds = run(model_folder(arguments.model), max(1, arguments.repeats), arguments.cold)
+        rounds = run(model_folder(arguments.model), max(1, arguments.repeats), arguments.short)
     except LlavaError as error:
         parser.error(str(error))
     versions = f"torch {version('torch')}, transformers {version('transformers')}"

@@ -20,10 +20,9 @@ TEXT = (
 )
 REPEATING = [Message.user(f"Repeat this: {TEXT}"), Message.assistant(TEXT), Message.user(f"Again, please. {TEXT}")]
 FREE = [Message.user("Tell me about the history of bread.")]
-TOKENS = 64
 
 
-def measure(precision: Precision, rounds: int) -> list[str]:
+def measure(precision: Precision, rounds: int, length: int) -> list[str]:
     """Tokens a second without and with lookup, and how many tokens of the answer were guessed."""
     assistant = llava.load("llava-smol", device="cpu", precision=precision)
     cells: list[str] = [precision]
@@ -35,7 +34,7 @@ def measure(precision: Precision, rounds: int) -> list[str]:
         for lookup in (False, True):
             found: list[float] = []
             for _ in range(rounds + 1):
-                generation = assistant._engine.submit(request, Sampling(TOKENS, lookup=lookup))
+                generation = assistant._engine.submit(request, Sampling(length, lookup=lookup))
                 tokens = assistant._engine.follow(generation)
                 next(tokens)
                 start = time.perf_counter()
@@ -44,7 +43,7 @@ def measure(precision: Precision, rounds: int) -> list[str]:
             answers.append(generation.output)
             guessed = generation.usage.guessed_tokens
         equal = "equal" if answers[0] == answers[1] else "DIFFERENT"
-        cells += [f"{rates[0]:.1f}", f"{rates[1]:.1f}", f"{guessed} of {TOKENS}, {equal}"]
+        cells += [f"{rates[0]:.1f}", f"{rates[1]:.1f}", f"{guessed} of {length}, {equal}"]
     return cells
 
 
@@ -53,11 +52,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--precision", nargs="+", default=list(PRECISIONS), choices=PRECISIONS, metavar="P")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--tokens", type=int, default=64, help="of each answer (default 64)")
     options = parser.parse_args()
     columns = ["", "repeating (tokens/s)", "with lookup", "guessed", "free (tokens/s)", "with lookup", "guessed"]
     print(f"| {' | '.join(columns)} |\n{'| --- ' * len(columns)}|")
     for precision in options.precision:
-        print(f"| {' | '.join(measure(precision, options.rounds))} |", flush=True)
+        print(f"| {' | '.join(measure(precision, options.rounds, options.tokens))} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -74,6 +74,7 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=500)
     parser.add_argument("--answers", type=int, default=40, help="greedy answers that are compared")
     parser.add_argument("--windows", type=int, default=16, help=f"pieces of {WINDOW} tokens for the perplexity")
+    parser.add_argument("--precision", nargs="+", default=list(PRECISIONS), choices=PRECISIONS, metavar="P")
     options = parser.parse_args()
     columns = ["precision", "weights (MB)", "perplexity", "equal answers", "tokens until they part", "easy-VQA"]
     print(f"| {' | '.join(columns)} |\n{'| --- ' * len(columns)}|")
@@ -81,6 +82,8 @@ def main() -> None:
     folder = model_folder(options.model) / ADAPTER
     adapter = adapter_parameters(folder) if folder.exists() else 0
     for storage in [*map(Storage, PRECISIONS), Storage("int8", True), Storage("int4", True)]:
+        if storage.precision not in options.precision:
+            continue
         precision, beside_8bit = storage.precision, storage.beside_8bit
         assistant = llava.load(options.model, device="cpu", precision=precision, beside_8bit=beside_8bit)
         found = answers(assistant, options.answers)

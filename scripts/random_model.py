@@ -27,15 +27,17 @@ from llava.registry import PUBLISHED
 
 TOKENIZER = Path(mistral_common.__file__).parent / "data" / "tokenizer.model.v1"  # as many tokens as LLaMA's
 
+_BLOCK = 4_000_037  # a prime number: rows of a matrix must not be alike
+
 
 def tensors(config: LlavaConfig) -> Iterator[tuple[str, Tensor]]:
-    """Random weights of the usual size, one by one."""
+    """Random weights of the usual size, one by one; all repeat the same numbers, for drawing billions takes minutes."""
     with torch.device("meta"):
         model = LlavaModel(config)
-    generator = torch.Generator().manual_seed(0)
+    block = torch.randn(_BLOCK, generator=torch.Generator().manual_seed(0)).mul_(0.02).half()
     for name, empty in model.state_dict().items():
-        weight = torch.randn(empty.shape, generator=generator).mul_(0.02)
-        yield name, (weight + 1 if "norm" in name and name.endswith("weight") else weight).half()
+        weight = block.repeat(-(-empty.numel() // _BLOCK))[: empty.numel()].view(empty.shape)
+        yield name, (weight + 1 if "norm" in name and name.endswith("weight") else weight)
 
 
 def main() -> None:

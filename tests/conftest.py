@@ -25,6 +25,18 @@ resize_as_pillow_13()  # transformers, which pictures are compared with
 ENCODABLE = st.characters(codec="utf-8", exclude_categories=("Cc", "Cs", "Cn", "Co"), exclude_characters="\ufffd")
 
 
+# The longest files, which are given out first: then both processes end at about the same time.
+LONG = (
+    "test_documentation", "test_hostile", "train/test_loop", "serve/test_web", "test_embedded", "test_quantized",
+    "test_published", "test_errors", "test_variants", "test_hf", "test_api", "test_hub", "test_compiling", "cli/",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Order the tests by LONG; within a file they stay as they stand."""
+    items.sort(key=lambda item: next((i for i, name in enumerate(LONG) if name in item.nodeid), len(LONG)))
+
+
 @pytest.fixture(scope="session")
 def smollm2() -> GgufLlm:
     """The real SmolLM2-135M-Instruct, from the cache that `make parts` fills."""

@@ -18,7 +18,8 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "llav
 # the catalogue fetches 500 MB from npm and Debian: tests/pictures and tests/eval run it on a small one
 CATALOGUE = ("llava eval smol-suite", "python benchmarks/encoders.py", "python scripts/smol_data.py")
 LONG = ("llava train recipes/llava-smol-", "python scripts/smol_nearest.py", "python scripts/smol_sheet.py", *CATALOGUE)
-ELSEWHERE = ("make ", "benchmarks/peers.sh", "python benchmarks/engine.py", "pip install", *LONG)
+MODELS = "llava models"  # tests/cli/test_published.py runs it
+ELSEWHERE = ("make ", "benchmarks/peers.sh", "python benchmarks/engine.py", "pip install", MODELS, *LONG)
 SHORTER = {  # arguments added to a command, by how it begins
     "llava eval": ["--limit", "10", "--output", "{tmp}/eval", "--restart"],
     "llava train recipes/easy-vqa-align.yaml": [
@@ -38,13 +39,13 @@ SHORTER = {  # arguments added to a command, by how it begins
         "data.images={tmp}/data/images",
     ],
     "python scripts/easy_vqa_data.py": ["{tmp}/data"],
-    "python scripts/parity.py": ["{tmp}/parity.md", "--configs", "1", "--images", "3"],
-    "python benchmarks/chat.py": ["--repeats", "1", "--cold"],
+    "python scripts/parity.py": ["{tmp}/parity.md", "--configs", "1", "--images", "3", "--rows", "2"],
+    "python benchmarks/chat.py": ["--repeats", "1", "--short"],
     "python benchmarks/soak.py": ["--requests", "20"],
-    "python benchmarks/precision.py": ["--questions", "2", "--windows", "1", "--answers", "3"],
-    "python benchmarks/lookup.py": ["--rounds", "1", "--precision", "float16"],
-    "python benchmarks/limits.py": ["llava-smol", "--precision", "int8", "--beside-8bit"],
-    "python benchmarks/serve.py load": ["--clients", "4", "--seconds", "5"],
+    "python benchmarks/precision.py": ["--questions", "2", "--windows", "1", "--answers", "3", "--precision", "int8"],
+    "python benchmarks/lookup.py": ["--rounds", "1", "--precision", "float16", "--tokens", "8"],
+    "python benchmarks/limits.py": ["llava-smol", "--precision", "int8", "--beside-8bit", "--starts", "1"],
+    "python benchmarks/serve.py load": ["--clients", "4", "--seconds", "2"],
     "python benchmarks/serve.py throughput": ["--requests", "4"],
     "python scripts/random_model.py": ["{tmp}/random", "--layers", "1"],
     "python benchmarks/memory.py": ["{tmp}/random", "--precision", "int8", "--tokens", "2"],
@@ -72,12 +73,14 @@ def environment() -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def tmp(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with easy-VQA as training data, and its first rows in `small/`."""
+def tmp(tmp_path_factory: pytest.TempPathFactory, ran: set[tuple[str, ...]]) -> Path:
+    """A folder with easy-VQA as training data, made by the command that is shown, and its first rows in `small/`."""
     import json
 
     folder = tmp_path_factory.mktemp("documentation")
-    subprocess.run([sys.executable, "scripts/easy_vqa_data.py", str(folder / "data")], cwd=ROOT, check=True)
+    words = ("python", "scripts/easy_vqa_data.py", str(folder / "data"))
+    subprocess.run(words, cwd=ROOT, env=environment(), check=True)
+    ran.add(words)
     (folder / "small").mkdir()
     for name in ("align.json", "finetune.json"):
         rows = json.loads((folder / "data" / name).read_text())
