@@ -62,7 +62,7 @@ def _adapter_before(recipe: Recipe) -> Path | None:
     """The adapter that LoRA goes on with: the one of the model that it starts from, over the LLM of its base."""
     if recipe.lora is None or not isinstance(recipe.model, Path):
         return None
-    folder = trained_folder(recipe.model)
+    folder = model_folder(str(recipe.model))
     return folder / ADAPTER if (folder / ADAPTER).exists() and not (folder / LLM).exists() else None
 
 
@@ -187,7 +187,7 @@ def parameter_groups(model: LlavaModel, recipe: Recipe) -> list[dict[str, Any]]:
 
 def save_trained(output: Path, model: LlavaModel, recipe: Recipe) -> None:
     """Write what was trained in the native layout: the next stage, chat and evaluation load it from there."""
-    source = trained_folder(recipe.model) if isinstance(recipe.model, Path) else None
+    source = model_folder(str(recipe.model)) if isinstance(recipe.model, Path) else None
     tuned_before = source is not None and ((source / LLM).exists() or (source / ADAPTER).exists())
     if recipe.lora is not None:
         _save_adapter(output / ADAPTER, model, recipe.lora)
