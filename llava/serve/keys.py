@@ -105,9 +105,8 @@ class KeyStore:
                 os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
             self._file = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
             self._file.execute("PRAGMA journal_mode=WAL")
-            self._file.execute(
-                "PRAGMA synchronous=NORMAL"
-            )  # a killed process loses nothing, no request waits for a disk
+            # A killed process loses nothing by this (a machine without power its last moments); no request waits.
+            self._file.execute("PRAGMA synchronous=NORMAL")
             self._file.execute("PRAGMA foreign_keys=ON")
             self._file.executescript(_SCHEMA)
         except (OSError, sqlite3.Error) as error:
