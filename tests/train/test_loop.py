@@ -270,6 +270,23 @@ def test_a_run_on_other_data_or_from_another_model_is_not_resumed(folder: Path) 
         train(finetune(folder, lora={"rank": 2}), Watcher())
 
 
+def test_base_files_are_found_from_anywhere_and_known_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = recipe_values(folder)
+    monkeypatch.chdir(folder)
+    train(Recipe.model_validate(values | {"model": values["model"] | {"llm": "llm.gguf"}}), Watcher())
+    monkeypatch.chdir("/")
+    base = load_native(folder / "out").model.config.base
+    assert base is not None and base.llm == str(folder / "llm.gguf")
+    with pytest.raises(KeyboardInterrupt):
+        train(finetune(folder, lora={"rank": 2}), Watcher(stop_after=3))
+    file = folder / "llm.gguf"
+    content = bytearray(file.read_bytes())
+    content[-4:] = b"\0\0\0\0"  # a weight
+    file.write_bytes(content)
+    with pytest.raises(LlavaError, match="on other data, or from another model"):
+        train(finetune(folder, lora={"rank": 2}), Watcher())
+
+
 def test_a_model_is_not_replaced_unasked(folder: Path) -> None:
     aligned = train(recipe(folder), Watcher())
     for restart in (False, True):
